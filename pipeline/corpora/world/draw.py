@@ -64,7 +64,8 @@ def _star() -> list[Point]:
 
 def _cross() -> list[Point]:
     a, b = 1.02, 0.34
-    return [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+    right = [(b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a)]
+    return [*right, *((-x, -y) for x, y in right)]
 
 
 def _heart() -> list[Point]:
@@ -164,7 +165,10 @@ def _free_fill(obj: WideObj, rng: np.random.Generator, side: int) -> Rgb | Image
     return image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _stripes(first: Rgb, second: Rgb, rng: np.random.Generator, side: int, low: int, high: int) -> Image.Image:
+def _stripes(
+    first: Rgb, second: Rgb, rng: np.random.Generator, side: int, low: int, high: int
+) -> Image.Image:
+    """Stripes of two colours, `low` to `high` pixels from one to the next."""
     image = Image.new("RGB", (side, side), first)
     pen = ImageDraw.Draw(image)
     period = max(4, int(rng.integers(low, high + 1)))
@@ -180,7 +184,7 @@ def _stripes(first: Rgb, second: Rgb, rng: np.random.Generator, side: int, low: 
 
 
 def _background(rng: np.random.Generator, side: int, brightest: float) -> Image.Image:
-    """A dim texture: plain, clouds, a fade, stripes, checks or grain, of one dark hue with little contrast."""
+    """A dim texture (plain, fade, clouds, stripes, checks or grain) of little contrast around one hue."""
     hue, saturation = _uniform(rng, 0, 360), _uniform(rng, 0, 0.6)
     value = _uniform(rng, 0.04, brightest)
     base = _rgb(hue, saturation, value)
@@ -195,9 +199,9 @@ def _background(rng: np.random.Generator, side: int, brightest: float) -> Image.
     mix = rng.random((number, number, 1), dtype=np.float32)
     if kind == 4:
         mix = np.indices((number, number)).sum(0)[..., None] % 2
-    filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Resampling.NEAREST)
+    how = Image.Resampling
     image = Image.fromarray((low + (high - low) * mix).astype(np.uint8))
-    return image.resize((side, side), filters[kind - 2])
+    return image.resize((side, side), (how.BILINEAR, how.BICUBIC, how.NEAREST, how.NEAREST)[kind - 2])
 
 
 # ---------------------------------------------------------------------------------------------- scenes
@@ -239,4 +243,3 @@ def render_wide(scene: WideScene, rng: np.random.Generator, size: int = 64) -> I
         radius = _uniform(rng, *diameters[obj.size]) / 2 * side
         _draw_shape(canvas, obj.shape, (x * side, y * side), radius, _uniform(rng, -12, 12), fill)
     return canvas.reduce(SUPERSAMPLING)
-

@@ -62,7 +62,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class WideObj:
-    """An object of the wider world; without a colour name its colour is free and captions keep silent on it."""
+    """An object of the wider world; no colour name means a free colour, on which captions keep silent."""
 
     colour: str | None
     shape: str
@@ -101,7 +101,7 @@ class ParsedCaption:
     relation: str | None = None
 
     def canonical(self) -> "ParsedCaption":
-        """The same statement with the upper or left object first (unchanged unless two objects are related)."""
+        """The same statement, upper or left object first; unchanged unless two objects are related."""
         if len(self.objects) != 2 or self.relation in (None, "above", "left of"):
             return self
         return ParsedCaption(self.objects[::-1], INVERSE[str(self.relation)])
@@ -175,7 +175,7 @@ def _two_object_captions(first: Obj | WideObj, second: Obj | WideObj, relation: 
 
 
 def captions(scene: Scene) -> list[str]:
-    """The five paraphrases of a scene, always in this order; the same for a scene told the other way round."""
+    """The five paraphrases of a scene, always in this order, whichever way round it is told."""
     scene = scene.canonical()
     return _two_object_captions(scene.first, scene.second, scene.relation)
 
@@ -247,8 +247,9 @@ def _may_be_learnt(objects: Sequence[WideObj]) -> bool:
 def sample_wide(rng: np.random.Generator, plain_share: float = 0.5) -> WideScene:
     """A scene of the wider world.
 
-    `plain_share` of the scenes are the demo's train split; of the rest, about half are two objects in the same
-    grammar with more colours, shapes and free colours, the others one object at a named place or three in a row.
+    `plain_share` of the scenes are the demo's train split. Of the rest, about half are two objects in the same
+    grammar with more colours, shapes and free colours; the others are one object at a named place, or three
+    in a row.
     """
     if rng.random() < plain_share:
         scene = sample_scene(rng, "train").canonical()
