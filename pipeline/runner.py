@@ -42,10 +42,13 @@ Work = Callable[[str, Path], "ShardResult"]
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What one shard held: counts to be summed over shards, and the items left out, each with its reason."""
+    """What one shard held: counts to be summed over shards, the items left out, each with its reason, and
+    whatever else (JSON-able) an index has to say about this shard.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def _run_one(work: Work, scratch: Path, suffix: str, name: str) -> ShardResult:
         record = {
             "counts": {key: int(value) for key, value in result.counts.items()},
             "rejects": [asdict(reject) for reject in result.rejects],
+            "facts": result.facts,
             "num_bytes": temporary.stat().st_size,
         }
         write_json(scratch / "results" / f"{name}.json", record)
@@ -231,7 +235,7 @@ def _is_finished(folder: Path, results_dir: Path, name: str, suffix: str) -> boo
 
 def _read_result(path: Path) -> ShardResult:
     record = read_json(path)
-    return ShardResult(record["counts"], [Reject(**reject) for reject in record["rejects"]])
+    return ShardResult(record["counts"], [Reject(**reject) for reject in record["rejects"]], record["facts"])
 
 
 def _report(shards: dict[str, ShardResult], num_computed: int) -> RunReport:

@@ -1,9 +1,9 @@
 """Parts: the numbered npz files between the tokenizers and the shards.
 
 `data/units/<split>/NNNNN.npz` holds the speech units of a shard's utterances and
-`data/images/<split>/NNNNN.npz` the image tokens of its images. Both are plain npz archives (no objects, nothing
-pickled) whose bytes depend on the arrays alone: members are stored uncompressed, in a fixed order, with a fixed
-time stamp.
+`data/images/<split>/NNNNN.npz` the image tokens of its images. Both are plain npz archives (no objects,
+nothing pickled) whose bytes depend on the arrays alone: members are stored uncompressed, in a fixed order,
+with a fixed time stamp.
 """
 
 import io
@@ -65,7 +65,8 @@ class UnitsPart:
     """Speech units of N utterances, one after the other.
 
     ids: unicode [N], the caption ids, unique. offsets: int64 [N+1], where each utterance starts in the flat
-    arrays. units: uint16 [total], neighbouring repeats removed. durations: uint16 [total], frames of each unit.
+    arrays. units: uint16 [total], neighbouring repeats removed. durations: uint16 [total], frames of each
+    unit.
     """
 
     ids: NDArray[np.str_]
