@@ -1,0 +1,215 @@
+"""The captioner: transformers' GIT with a vision side that reads pixels or image tokens.
+
+GIT (Wang et al. 2022) puts the image's vectors before the caption's and predicts the caption from left to
+right. Here the caption is speech units. Everything is transformers' own `GitForCausalLM` (names of weights,
+attention, generation) except the first layer of the vision tower, which `config.input` chooses:
+
+- `pixels`: float32 [B, 3, S, S] in [0, 1];
+- `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside;
+- either may be replaced by the tower's own output, float32 [B, 1, N, D], computed once when it is frozen.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import GitConfig, GitForCausalLM, GitVisionConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.git.modeling_git import GitVisionEmbeddings, GitVisionModel
+
+from pipeline.errors import InputError
+
+# Mean and deviation of CLIP's training images, which GIT's towers expect (openai/clip-vit-base-patch16).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@strict
+class CaptionerConfig(GitConfig):
+    """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT."""
+
+    model_type = "im2speech"
+
+    input: str = "tokens"
+    stem_channels: list[int] | tuple[int, ...] = ()
+    token_vocab: int = 0
+    token_dim: int = 0
+    token_grid: list[int] | tuple[int, ...] = ()
+    image_tokenizer: str = ""
+    unit_codebook: str = ""
+    unit_vocabulary: dict | None = None
+
+
+class Stem(nn.Module):
+    """The tower's first layer: a grid of vectors from pixels or tokens, a class vector and positions.
+
+    Convolutions with batch norm before a transformer learn shapes from far fewer images than one patch
+    projection (Xiao et al. 2021, Early convolutions help transformers see better).
+    """
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        vision = config.vision_config
+        self.is_tokens = config.input == "tokens"
+        channels = config.token_dim if self.is_tokens else vision.num_channels
+        side = config.token_grid[0] if self.is_tokens else vision.image_size
+        grid = vision.image_size // vision.patch_size
+        if self.is_tokens:
+            self.register_buffer("codebook", torch.zeros(config.token_vocab, config.token_dim))
+        else:
+            self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+        layers: list[nn.Module] = []
+        for width in config.stem_channels:
+            layers += [nn.Conv2d(channels, width, 3, stride=1 if side == grid else 2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(width), nn.ReLU()]
+            channels, side = width, side if side == grid else (side + 1) // 2
+        if side % grid:
+            raise InputError(f"captioner: a stem from {side} to {grid} vectors a side is not possible")
+        stride = side // grid
+        # SeiT's stem overlaps its patches: kernel 4, stride 2, padding 1.
+        overlap = stride if self.is_tokens and not config.stem_channels else 0
+        layers.append(nn.Conv2d(channels, vision.hidden_size, stride + overlap, stride, padding=overlap // 2))
+        self.layers = nn.Sequential(*layers)
+        self.class_embedding = nn.Parameter(torch.randn(vision.hidden_size) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(1, grid * grid + 1, vision.hidden_size) * 0.02)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Pixels or tokens (see the module) -> float32 [B, 1 + grid * grid, D]."""
+        if self.is_tokens:
+            images = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
+        else:
+            images = (pixel_values - self.mean) / self.std
+        patches = self.layers(images).flatten(2).transpose(1, 2)
+        classes = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat([classes, patches], 1) + self.position_embedding
+
+
+class NormalizedPatches(GitVisionEmbeddings):
+    """GIT's own patch embedding (its checkpoints fit), taking pixels in [0, 1] like every input here."""
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        mean = pixel_values.new_tensor(CLIP_MEAN).view(1, 3, 1, 1)
+        std = pixel_values.new_tensor(CLIP_STD).view(1, 3, 1, 1)
+        return super().forward((pixel_values - mean) / std, interpolate_pos_encoding)
+
+
+class VisionTower(GitVisionModel):
+    """GIT's vision tower that also lets its own output pass, so that a frozen tower runs once an image."""
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> BaseModelOutput:
+        if pixel_values.is_floating_point() and pixel_values.shape[1] == 1:
+            return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
+        return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+
+
+class Captioner(GitForCausalLM):
+    """Image -> speech units (or words, in pretraining). See the module for what `pixel_values` may be."""
+
+    config_class = CaptionerConfig
+    config: CaptionerConfig
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(config)
+        tower = VisionTower(config.vision_config)
+        if config.input == "pixels" and not config.stem_channels:
+            tower.vision_model.embeddings = NormalizedPatches(config.vision_config)
+        else:
+            tower.vision_model.embeddings = Stem(config)
+        self.git.image_encoder = tower
+
+    @torch.inference_mode()
+    def encode_images(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """The tower's output float32 [B, 1, N, D], to be given back as `pixel_values` while it is frozen."""
+        self.eval()
+        device = next(self.parameters()).device
+        parts = [
+            self.git.image_encoder(images[start : start + batch_size].to(device)).last_hidden_state[:, None]
+            for start in range(0, len(images), batch_size)
+        ]
+        # A clone: tensors born in inference mode may not enter autograd.
+        return torch.cat(parts).clone()
+
+    def freeze_vision(self) -> None:
+        """Train neither tower nor projection: what the reference calls `--vit_fix`."""
+        for part in (self.git.image_encoder, self.git.visual_projection):
+            part.requires_grad_(False)
+
+
+def make_config(
+    *,
+    input: Literal["tokens", "pixels"],
+    vocab_size: int,
+    hidden_size: int = 128,
+    num_layers: int = 3,
+    vision_layers: int = 2,
+    num_heads: int = 4,
+    image_size: int = 64,
+    grid: int = 4,
+    stem_channels: tuple[int, ...] = (),
+    token_vocab: int = 0,
+    token_dim: int = 0,
+    token_grid: tuple[int, int] = (0, 0),
+    image_tokenizer: str = "",
+    max_positions: int = 384,
+    dropout: float = 0.1,
+    pad: int = 0,
+    bos: int = 1,
+    eos: int = 2,
+) -> CaptionerConfig:
+    """A configuration of the bundled size; `grid` vectors a side enter the transformer."""
+    vision = GitVisionConfig(
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=num_heads,
+        image_size=image_size,
+        patch_size=image_size // grid,
+    )
+    return CaptionerConfig(
+        vision_config=vision.to_dict(),
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=max_positions,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        input=input,
+        stem_channels=stem_channels,
+        token_vocab=token_vocab,
+        token_dim=token_dim,
+        token_grid=token_grid,
+        image_tokenizer=image_tokenizer,
+    )
+
+
+def load_captioner(model_dir: Path) -> Captioner:
+    """Read a captioner folder. InputError when it is not one."""
+    if not (model_dir / "config.json").exists() or not (model_dir / "model.safetensors").exists():
+        raise InputError(f"{model_dir}: no captioner there (config.json and model.safetensors are expected)")
+    return Captioner.from_pretrained(model_dir, local_files_only=True).eval()
+
+
+def copy_matching(target: Captioner, source: Captioner, skip: tuple[str, ...] = ()) -> list[str]:
+    """Copy every weight of `source` that `target` has in the same shape; returns the names left as they were.
+
+    skip: name parts never copied, such as the embeddings of another vocabulary.
+    """
+    weights, own = source.state_dict(), target.state_dict()
+    left = []
+    for name, value in own.items():
+        if name in weights and weights[name].shape == value.shape and not any(part in name for part in skip):
+            own[name] = weights[name]
+        else:
+            left.append(name)
+    target.load_state_dict(own)
+    return left
