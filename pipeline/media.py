@@ -30,6 +30,9 @@ _DAMAGED = (
 )
 
 
+_EXIF_ORIENTATION = 0x0112
+
+
 class MediaError(InputError):
     """A file that is missing, empty or cannot be decoded; the message begins with its path."""
 
@@ -144,3 +147,27 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def jpeg_bytes(path: Path, shorter_side: int = 0, quality: int = 90) -> bytes:
+    """The picture as a JPEG file: its own bytes where they will do, else encoded again.
+
+    The bytes of a JPEG file are kept unless they are to be turned (EXIF) or made smaller; other formats are
+    encoded with ``quality``. ``shorter_side`` in pixels reduces larger pictures; 0 keeps the size. Raises
+    MediaError like ``read_image``.
+    """
+    path = Path(path)
+    picture = read_image(path)
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        keep = image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+    factor = shorter_side / min(picture.size)
+    if 0 < factor < 1:
+        width, height = (max(1, round(side * factor)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    elif keep:
+        return data
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -6,16 +6,19 @@ list with the hashes, kept under a name of ours so that a later wids may change 
 `verify` holds the two against each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import fingerprint, read_json
+from pipeline.files import fingerprint, read_json, write_json
+from pipeline.runner import ShardResult, count_reasons
 
 VERSION = 1
 INDEX_NAME = "index.json"
+COUNTED = ("samples", "images", "captions", "units", "frames")
+"""What `totals` counts, beside `seconds` of speech."""
 
 _FIELDS: dict[str, type] = {
     "shards": list,
@@ -39,7 +42,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """Who made the tokens: the metadata of the image tokenizer (None where there are no images) and the codebook.
+    """Who made the tokens: metadata of the image tokenizer (None where there are no images) and codebook.
 
     Each carries its `fingerprint` (16 hex characters) and its `vocab` (number of ids) beside whatever else
     its maker says about it (encoder, layer, sample_rate and hop of the codebook; grid of the image
@@ -121,3 +124,24 @@ def split_names(shards_dir: Path) -> list[str]:
     """Splits (folders with an index), sorted."""
     folders = Path(shards_dir).iterdir() if Path(shards_dir).is_dir() else iter(())
     return sorted(folder.name for folder in folders if (folder / INDEX_NAME).is_file())
+
+
+def write_indexes(
+    folder: Path, shards: Mapping[str, ShardResult], tokenizers: Tokenizers
+) -> dict[str, dict[str, Any]]:
+    """Write `<split>/index.json` of every split; returns them. shards: "<split>/<number>" -> its result."""
+    indexes: dict[str, dict[str, Any]] = {}
+    for split in sorted({name.split("/")[0] for name in shards}):
+        results = {name.split("/")[1]: shards[name] for name in shards if name.split("/")[0] == split}
+        entries = [
+            ShardEntry(f"{number}.tar", result.counts["samples"], **result.facts)
+            for number, result in results.items()
+        ]
+        totals: dict[str, int | float] = {
+            name: sum(result.counts[name] for result in results.values()) for name in COUNTED
+        }
+        totals["seconds"] = sum(result.counts["milliseconds"] for result in results.values()) / 1000
+        rejects = count_reasons(reject for result in results.values() for reject in result.rejects)
+        indexes[split] = build_index(split, tokenizers, entries, totals, rejects)
+        write_json(folder / split / INDEX_NAME, indexes[split])
+    return indexes

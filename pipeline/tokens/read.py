@@ -55,7 +55,7 @@ def read_shard(path: Path) -> Iterator[Sample]:
 
 
 def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by what follows `<key>.`) of one tar, as webdataset groups them: neighbours with one key."""
+    """(key, members by what follows `<key>.`) of one tar, grouped as webdataset does: neighbours by key."""
     key: str | None = None
     members: dict[str, bytes] = {}
     try:

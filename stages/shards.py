@@ -1,0 +1,125 @@
+"""shards: rows + units + image tokens -> token shards, their index and their card.
+
+Reads manifests/, data/units/, data/images/ (and the corpus, for pixels); writes data/shards/, the product
+that people share: webdataset tars, an index.json a split, README.md, rejects.jsonl and summary.json.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from stages._cli import In, Out, Section, StageContext
+
+if TYPE_CHECKING:
+    from pipeline.runner import RunReport
+    from pipeline.tokens.card import About
+    from pipeline.tokens.index import Tokenizers
+
+
+class Params(Section):
+    """The section `shards` of params.yaml."""
+
+    include_pixels: bool = Field(True, description="Keep each picture as <key>.jpg beside its tokens.")
+    pixel_size: int = Field(0, ge=0, description="Shorter side of kept pictures; 0 keeps the original bytes.")
+    max_reject_fraction: float = Field(
+        0.05, ge=0, le=1, description="Fail above this part of rows and captions."
+    )
+    title: str = Field("Image and speech tokens", description="Title of the dataset card.")
+    licence: str = Field("unknown", description="Licence of the source, as the Hub names it: cc-by-4.0, ...")
+    description: str = Field("", description="What the source is, in Markdown, for the card.")
+    citation: str = Field("", description="How to cite the source, in Markdown, for the card.")
+
+
+def run(
+    params: Params,
+    context: StageContext,
+    *,
+    corpus: In = Path("data/demo"),
+    manifests: In = Path("manifests"),
+    codebook: In = Path("data/kmeans/codebook.safetensors"),
+    units: In = Path("data/units"),
+    images: In = Path("data/images"),
+    out: Out = Path("data/shards"),
+) -> None:
+    """Join units and image tokens into token shards that stock webdataset reads, with index and card."""
+    from pipeline import media, runner
+    from pipeline.files import fingerprint, sha256_file
+    from pipeline.tokens import card, index, join, parts, sample, write
+
+    tokenizers = _tokenizers(units, images, codebook)
+    names, limits = join.choose_shards(manifests, context.limit)
+    root = corpus if params.include_pixels else None
+    reasons = join.upstream_reasons(units, images)
+    sources = join.Sources(manifests, units, images, tokenizers, root, params.pixel_size, limits, reasons)
+    rows = [row for name in names for row in sources.rows(name)]
+    num_items = len(rows) + sum(len(row.captions) for row in rows)
+    if context.dry_run:
+        print(f"  {len(names)} shards of {len(rows)} rows with {num_items - len(rows)} captions")
+        return
+    inputs = [manifests / f"{name}.jsonl" for name in names]
+    inputs += [folder / f"{name}.npz" for folder in (units, images) for name in names]
+    about = card.About(params.title, params.licence, params.description, params.citation)
+    report = runner.run_shards(
+        partial(join.make_shard, sources),
+        names,
+        out,
+        suffix=".tar",
+        scratch_dir=context.settings.scratch_dir,
+        fingerprint=fingerprint(
+            {
+                "code": runner.code_fingerprint([join, write, sample, parts, media, index]),
+                "inputs": [sha256_file(path) if path.is_file() else None for path in inputs],
+                "limits": limits,
+                "pixels": [params.include_pixels, params.pixel_size],
+                "reasons": sorted([*key, reason] for key, reason in reasons.items()),
+                "tokenizers": [tokenizers.image, tokenizers.units],
+            }
+        ),
+        num_workers=context.settings.num_workers,
+        executor=context.settings.executor,
+        label="shards",
+        max_reject_fraction=params.max_reject_fraction,
+        num_items=num_items,
+        num_threads=1,
+        finish=partial(_finish, tokenizers, about),
+    )
+    context.log(event="shards", num_computed=report.num_computed, **report.counts)
+
+
+def _tokenizers(units: Path, images: Path, codebook: Path) -> "Tokenizers":
+    """What the stages before say of their tokenizers. InputError when units are of another codebook."""
+    from pipeline.errors import InputError
+    from pipeline.files import read_json
+    from pipeline.speech.kmeans import Codebook
+    from pipeline.tokens.index import Tokenizers
+
+    def about(path: Path, fingerprint: str, vocab: str) -> dict[str, Any]:
+        values = read_json(path)
+        for name in (fingerprint, vocab):
+            if not isinstance(values, dict) or name not in values:
+                raise InputError(f"{path}: the field '{name}' is missing; run its stage again")
+        return {"fingerprint": values.pop(fingerprint), "vocab": values.pop(vocab), **values}
+
+    units_about = about(units / "units.json", "codebook_fingerprint", "num_units")
+    if codebook.exists():
+        expected = Codebook.load(codebook).fingerprint
+        if units_about["fingerprint"] != expected:
+            raise InputError(
+                f"{units / 'units.json'}: units of codebook {units_about['fingerprint']}, but {codebook} is "
+                f"codebook {expected}; run the units stage again, or give the codebook that made them"
+            )
+    path = images / "tokenizer.json"
+    images_about = about(path, "tokenizer_fingerprint", "vocab") if path.is_file() else None
+    return Tokenizers(images_about, units_about)
+
+
+def _finish(tokenizers: "Tokenizers", about: "About", folder: Path, report: "RunReport") -> None:
+    """Write the index of every split, then the card."""
+    from pipeline.files import write_text
+    from pipeline.tokens.card import dataset_card
+    from pipeline.tokens.index import write_indexes
+
+    indexes = write_indexes(folder, report.shards, tokenizers)
+    write_text(folder / "README.md", dataset_card(about, indexes))
