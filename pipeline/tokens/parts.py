@@ -201,22 +201,21 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the stage that writes it")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an npz archive, or cut short; delete it and run its stage again")
     arrays: dict[str, NDArray] = {}
     name = "archive"
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: not an npz archive")
             for name in names:
+                if name not in archive:
+                    raise InputError(f"{path}: has no array '{name}'")
                 arrays[name] = archive[name]
-    except KeyError:
-        raise InputError(f"{path}: has no array '{name}'") from None
+    except InputError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot read '{name}' ({error}); delete it and run its stage again"
-        ) from error
+        problem = f"{path}: cannot read '{name}' ({error})"
+        raise InputError(f"{problem}; delete it and run its stage again") from error
     return arrays
 
 
