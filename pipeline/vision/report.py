@@ -1,0 +1,50 @@
+"""What a tokenizer does to pictures, for eyes and plots: metrics, tables, a sheet of reconstructions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.files import atomic_path, write_json, write_text
+from pipeline.vision.transforms import image_grid, tensor_to_image
+from pipeline.vision.vit_vqgan import ViTVQGAN
+
+TRAINING_FIELDS = ("step", "l1", "l2", "codebook", "rate", "used")
+
+
+def reconstruction_grid(model: ViTVQGAN, images: torch.Tensor, columns: int = 12) -> Image.Image:
+    """Rows of originals, each above the row of its reconstructions; images as the model takes them."""
+    device = next(model.parameters()).device
+    rebuilt = model.decode_codes(model.encode_codes(images.to(device))).cpu()
+    rows = [
+        [tensor_to_image(image) for image in part]
+        for pair in zip(images.split(columns), rebuilt.split(columns), strict=True)
+        for part in pair
+    ]
+    return image_grid(rows)
+
+
+def write_report(
+    folder: Path,
+    model: ViTVQGAN,
+    figures: dict[str, float],
+    counts: NDArray[np.int64],
+    history: Sequence[dict[str, float]],
+    images: torch.Tensor,
+) -> None:
+    """Write metrics.json, codebook_usage.csv (codes from the most to the least used), training.csv (empty but
+    for its header without training) and reconstructions.png of `images` into `folder`.
+
+    figures and counts as from `training.measure`, history as from `training.train_vit_vqgan`.
+    """
+    # Rounded, because the last digits depend on the number of threads.
+    write_json(folder / "metrics.json", {name: round(value, 4) for name, value in figures.items()})
+    lines = [f"{rank},{count}" for rank, count in enumerate(np.sort(counts)[::-1])]
+    write_text(folder / "codebook_usage.csv", "\n".join(["rank,count", *lines]) + "\n")
+    lines = [",".join(f"{record[name]:.6g}" for name in TRAINING_FIELDS) for record in history]
+    write_text(folder / "training.csv", "\n".join([",".join(TRAINING_FIELDS), *lines]) + "\n")
+    with atomic_path(folder / "reconstructions.png") as temporary:
+        reconstruction_grid(model, images).save(temporary, "PNG")

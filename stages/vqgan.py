@@ -1,0 +1,173 @@
+"""vqgan: the image tokenizer, bundled, imported, trained or fine-tuned, and how well it does on this corpus.
+
+Reads manifests/ and the corpus' pictures; writes data/vqgan/: config.json, model.safetensors, metrics.json
+(PSNR, codebook usage, perplexity), reconstructions.png, codebook_usage.csv and training.csv for plots.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stages._cli import In, Out, Section, StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.vision.vit_vqgan import ViTVQGAN
+
+
+class Params(Section):
+    """The section `vqgan` of params.yaml."""
+
+    source: Literal["bundled", "path", "train", "finetune"] = Field(
+        "bundled",
+        description="bundled: as pretrained. path: the folder `path`. train: from nothing. finetune: from "
+        "`path`, or from the bundled one where that is empty.",
+    )
+    path: str = Field("", description="Folder of config.json and model.safetensors.")
+    image_size: int = Field(64, ge=1, description="train: side of the square picture, in pixels.")
+    patch_size: int = Field(4, ge=1, description="train: side of a token's square, in pixels.")
+    resize: Literal["squash", "crop"] = Field("squash", description="train: how pictures become square.")
+    num_codes: int = Field(1024, ge=2, le=65536, description="train: size of the codebook.")
+    code_dim: int = Field(32, ge=1, description="train: dimensions of a code.")
+    dim: int = Field(96, ge=4, description="train: width of encoder and decoder, a multiple of 4.")
+    encoder_depth: int = Field(1, ge=1, description="train: layers of the encoder.")
+    decoder_depth: int = Field(2, ge=1, description="train: layers of the decoder.")
+    heads: int = Field(1, ge=1, description="train: attention heads, of 64 dimensions each.")
+    steps: int = Field(2000, ge=1, description="train, finetune: steps of the optimizer.")
+    images_per_step: int = Field(16, ge=1, description="train, finetune: pictures a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="train, finetune: peak of the learning rate.")
+    l2_weight: float = Field(1.0, ge=0, description="train, finetune: weight of the squared error.")
+    l1_weight: float = Field(0.1, ge=0, description="train, finetune: weight of the absolute error.")
+    codebook_weight: float = Field(1.0, ge=0, description="train, finetune: weight of the codebook loss.")
+    max_images: int = Field(50_000, ge=1, description="train, finetune: pictures kept in memory.")
+    eval_images: int = Field(256, ge=1, description="Pictures that the metrics are measured on.")
+    seed: int = Field(0, ge=0, description="Decides weights, choice and order of pictures.")
+
+
+def run(
+    params: Params,
+    context: StageContext,
+    *,
+    corpus: In = Path("data/demo"),
+    manifests: In = Path("manifests"),
+    out: Out = Path("data/vqgan"),
+) -> None:
+    """Provide the image tokenizer, trained if the parameters ask for it, and measure it on this corpus."""
+    import torch
+
+    from pipeline.manifest import split_names
+    from pipeline.vision.encode import batches, choose_rows, read_pictures
+    from pipeline.vision.report import write_report
+    from pipeline.vision.training import measure
+    from stages._settings import resolve_device
+
+    splits = split_names(manifests)
+    if context.dry_run:
+        print(f"  source: {params.source}; splits: {', '.join(splits)}")
+        return
+    torch.set_num_threads(context.settings.num_threads)
+    device = resolve_device(context.settings.device)
+    model = _starting_point(params).to(device)
+    sides, resize = model.config.image_sides, model.config.resize
+    history: list[dict[str, float]] = []
+    if params.source in ("train", "finetune"):
+        limit = params.max_images if context.limit is None else min(context.limit, params.max_images)
+        rows = choose_rows(manifests, "train" if "train" in splits else splits[0], limit, params.seed)
+        pictures, _ = read_pictures(corpus, rows, sides, resize, context.settings.num_threads)
+        history = _train(model, pictures, params, context)
+    rows = choose_rows(manifests, _eval_split(splits), params.eval_images, params.seed)
+    pictures, unreadable = read_pictures(corpus, rows, sides, resize, context.settings.num_threads)
+    _refuse_empty(pictures, unreadable, manifests)
+    figures, counts = measure(model, batches(pictures, 32))
+    model.save(out)
+    write_report(out, model, figures, counts, history, next(batches(pictures[:24], 24)))
+    context.log(event="vqgan", fingerprint=model.fingerprint, unreadable=len(unreadable), **figures)
+    print(
+        f"vqgan: {model.fingerprint}, PSNR {figures['psnr']:.1f} dB, "
+        f"{100 * figures['usage']:.0f} % of codes used, perplexity {figures['perplexity']:.0f}"
+    )
+
+
+def _starting_point(params: Params) -> "ViTVQGAN":
+    import torch
+
+    from pipeline.errors import InputError
+    from pipeline.vision.vit_vqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig, load_vit_vqgan
+
+    if params.source == "train":
+        torch.manual_seed(params.seed)
+        encoder, decoder = (
+            TransformerConfig(params.dim, depth, params.heads, 2 * params.dim)
+            for depth in (params.encoder_depth, params.decoder_depth)
+        )
+        try:
+            return ViTVQGAN(
+                ViTVQGANConfig(
+                    *(params.image_size, params.patch_size, encoder, decoder),
+                    *(params.num_codes, params.code_dim),
+                    resize=params.resize,
+                )
+            )
+        except ValueError as error:
+            raise InputError(f"params.yaml, section 'vqgan': {error}") from error
+    if params.source == "path" and not params.path:
+        raise InputError("params.yaml, section 'vqgan': source is 'path', so give the folder in 'path'")
+    if params.source == "bundled" or not params.path:
+        import pipeline
+
+        return load_vit_vqgan(Path(pipeline.__file__).parent / "bundled" / "vit_vqgan")
+    return load_vit_vqgan(Path(params.path))
+
+
+def _eval_split(splits: Sequence[str]) -> str:
+    return next((split for split in ("val", "train") if split in splits), splits[0])
+
+
+def _refuse_empty(pictures: "NDArray[np.uint8]", unreadable: list[str], manifests: Path) -> None:
+    from pipeline.errors import InputError
+
+    if not len(pictures):
+        reason = f": {unreadable[0]}" if unreadable else ""
+        raise InputError(f"{manifests}: not one picture of its rows can be read{reason}")
+
+
+def _train(
+    model: "ViTVQGAN", pictures: "NDArray[np.uint8]", params: Params, context: StageContext
+) -> list[dict[str, float]]:
+    """Train in place; an interrupted run goes on when data and parameters are the same."""
+    import hashlib
+    import shutil
+
+    from pipeline.files import fingerprint
+    from pipeline.vision.encode import batch_sampler
+    from pipeline.vision.training import VQGANTraining, train_vit_vqgan
+
+    _refuse_empty(pictures, [], Path("manifests"))
+
+    data = hashlib.sha256(pictures.tobytes()).hexdigest()
+    name = fingerprint({"params": params.model_dump(), "data": data, "start": model.fingerprint})
+    checkpoint = context.settings.scratch_dir / f"vqgan-{name}"
+    settings = VQGANTraining(
+        steps=params.steps,
+        seed=params.seed,
+        learning_rate=params.learning_rate,
+        l2_weight=params.l2_weight,
+        l1_weight=params.l1_weight,
+        codebook_weight=params.codebook_weight,
+        warmup_steps=min(100, params.steps // 10),
+        continuous_steps=min(200, params.steps // 10),
+    )
+    history = train_vit_vqgan(
+        model,
+        batch_sampler(pictures, params.images_per_step, params.seed),
+        settings,
+        checkpoint=checkpoint,
+        fresh_codebook=params.source == "train",
+        log=lambda record: context.log(event="step", **record),
+    )
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return history
