@@ -39,6 +39,7 @@ def run(
     corpus: In = Path("data/demo"),
     manifests: In = Path("manifests"),
     codebook: In = Path("data/kmeans/codebook.safetensors"),
+    vqgan: In = Path("data/vqgan"),
     units: In = Path("data/units"),
     images: In = Path("data/images"),
     out: Out = Path("data/shards"),
@@ -48,7 +49,7 @@ def run(
     from pipeline.files import fingerprint, sha256_file
     from pipeline.tokens import card, index, join, parts, sample, write
 
-    tokenizers = _tokenizers(units, images, codebook)
+    tokenizers = _tokenizers(units, images, codebook, vqgan)
     names, limits = join.choose_shards(manifests, context.limit)
     root = corpus if params.include_pixels else None
     reasons = join.upstream_reasons(units, images)
@@ -88,31 +89,40 @@ def run(
     context.log(event="shards", num_computed=report.num_computed, **report.counts)
 
 
-def _tokenizers(units: Path, images: Path, codebook: Path) -> "Tokenizers":
-    """What the stages before say of their tokenizers. InputError when units are of another codebook."""
+def _tokenizers(units: Path, images: Path, codebook: Path, vqgan: Path) -> "Tokenizers":
+    """What the stages before say of their tokenizers. InputError when tokens are of other ones than are here.
+
+    Codebook and image tokenizer may be absent (tokens made elsewhere); then there is nothing to compare with.
+    """
+    from safetensors import safe_open
+
     from pipeline.errors import InputError
     from pipeline.files import read_json
     from pipeline.speech.kmeans import Codebook
     from pipeline.tokens.index import Tokenizers
 
-    def about(path: Path, fingerprint: str, vocab: str) -> dict[str, Any]:
+    def about(path: Path, fingerprint: str, vocab: str, maker: Path, expected: str | None) -> dict[str, Any]:
         values = read_json(path)
         for name in (fingerprint, vocab):
             if not isinstance(values, dict) or name not in values:
                 raise InputError(f"{path}: the field '{name}' is missing; run its stage again")
+        if expected not in (None, values[fingerprint]):
+            raise InputError(
+                f"{path}: {fingerprint} is {values[fingerprint]}, but {maker} is {expected}; "
+                "run the stage that wrote these tokens again, or give the tokenizer that made them"
+            )
         return {"fingerprint": values.pop(fingerprint), "vocab": values.pop(vocab), **values}
 
-    units_about = about(units / "units.json", "codebook_fingerprint", "num_units")
-    if codebook.exists():
-        expected = Codebook.load(codebook).fingerprint
-        if units_about["fingerprint"] != expected:
-            raise InputError(
-                f"{units / 'units.json'}: units of codebook {units_about['fingerprint']}, but {codebook} is "
-                f"codebook {expected}; run the units stage again, or give the codebook that made them"
-            )
-    path = images / "tokenizer.json"
-    images_about = about(path, "tokenizer_fingerprint", "vocab") if path.is_file() else None
-    return Tokenizers(images_about, units_about)
+    expected = Codebook.load(codebook).fingerprint if codebook.exists() else None
+    of_units = about(units / "units.json", "codebook_fingerprint", "num_units", codebook, expected)
+    path, weights = images / "tokenizer.json", vqgan / "model.safetensors"
+    if not path.is_file():
+        return Tokenizers(None, of_units)
+    expected = None
+    if weights.is_file():
+        with safe_open(weights, framework="np") as tensors:
+            expected = (tensors.metadata() or {}).get("fingerprint")
+    return Tokenizers(about(path, "tokenizer_fingerprint", "vocab", vqgan, expected), of_units)
 
 
 def _finish(tokenizers: "Tokenizers", about: "About", folder: Path, report: "RunReport") -> None:

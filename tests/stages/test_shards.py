@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.errors import InputError
 from pipeline.files import read_json, write_json
@@ -27,6 +28,7 @@ def run(root: Path, out: str = "shards", *, workers: int = 1, limit: int | None 
         corpus=root / "corpus",
         manifests=root / "manifests",
         codebook=root / "codebook.safetensors",
+        vqgan=root / "vqgan",
         units=root / "units",
         images=root / "images",
         out=root / out,
@@ -125,6 +127,14 @@ def test_units_of_another_codebook_are_refused_by_both_fingerprints(tmp_path):
     codebook = Codebook(np.eye(3, dtype=np.float32), {"encoder": "other"})
     codebook.save(tmp_path / "codebook.safetensors")
     with pytest.raises(InputError, match=f"{'c' * 16}.*{codebook.fingerprint}"):
+        run(tmp_path)
+
+
+def test_tokens_of_another_image_tokenizer_are_refused_by_both_fingerprints(tmp_path):
+    write_corpus(tmp_path)
+    (tmp_path / "vqgan").mkdir()
+    save_file({"x": np.zeros(1)}, tmp_path / "vqgan" / "model.safetensors", {"fingerprint": "d" * 16})
+    with pytest.raises(InputError, match=f"{'t' * 16}.*{'d' * 16}"):
         run(tmp_path)
 
 

@@ -18,7 +18,7 @@ ROWS_PER_SHARD = 4
 def write_corpus(
     root: Path, *, missing_units: frozenset[str] = frozenset(), missing_images: frozenset[str] = frozenset()
 ) -> None:
-    """Write corpus/ (jpg), manifests/, units/ and images/; the named ids and keys are left out of the parts."""
+    """Write corpus/ (jpg), manifests/, units/ and images/; the named ids and keys are left out."""
     rng = np.random.default_rng(7)
     number = 0
     for split, num_shards in SPLITS.items():
