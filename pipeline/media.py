@@ -44,8 +44,8 @@ def _open_audio(path: Path) -> soundfile.SoundFile:
         raise MediaError(f"{path}: the file is empty")
     try:
         return soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError(f"{path}: cannot be read as audio: {error}") from error
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{path}: cannot be read as audio: {error.error_string}") from error
 
 
 def audio_info(path: Path) -> tuple[int, int]:
@@ -66,8 +66,8 @@ def decode_audio(path: Path) -> tuple[NDArray[np.float32], int]:
     with _open_audio(path) as file:
         try:
             channels = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise MediaError(f"{path}: cannot be decoded: {error}") from error
+        except soundfile.LibsndfileError as error:
+            raise MediaError(f"{path}: cannot be decoded: {error.error_string}") from error
         rate = file.samplerate
     if not len(channels):
         raise MediaError(f"{path}: holds no samples")

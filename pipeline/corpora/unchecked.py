@@ -96,7 +96,7 @@ def _stem(path: str) -> str:
 
 
 def _whole(path: str) -> str:
-    return safe_key(str(PurePosixPath(path).with_suffix("")))
+    return safe_key(re.sub(r"\.[^./]*$", "", path))
 
 
 def _hashed(path: str) -> str:

@@ -4,7 +4,7 @@ Reads presets/<name>.yaml, writes params.yaml with `manifest.root` set to the co
 block says so (digits) first makes a corpus from what lies in --root.
 """
 
-import re
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +35,7 @@ def command(
         _make(recipe, root, corpus)
     elif out is not None:
         raise InputError(f"--out is for presets that make a corpus; {preset} reads --root as it is")
-    write_text(params, _with_root(text, str(corpus), document, presets / f"{preset}.yaml"))
+    write_text(params, _with_root(text, str(corpus)))
     typer.echo(f"{params}: written from {presets / preset}.yaml, manifest.root is {corpus}. Next: dvc repro")
 
 
@@ -63,14 +63,15 @@ def _make(recipe: dict[str, Any], source: Path, out: Path) -> None:
     typer.echo(f"{out}: {sum(note['images'].values())} images, {note['captions']} spoken captions")
 
 
-def _with_root(text: str, root: str, document: dict[str, Any], path: Path) -> str:
+def _with_root(text: str, root: str) -> str:
     """The preset's text, comments kept, without its `use` block and with another `manifest.root`."""
-    text = re.sub(r"(?ms)^use:.*?(?=^\S)", "", text)
-    quoted = yaml.safe_dump(root, default_style='"', width=10**6).strip()
-    text = re.sub(
-        r"(?ms)^(manifest:.*?^  root:)[^\n#]*", lambda match: f"{match[1]} {quoted}  ", text, count=1
-    ).replace('"  \n', '"\n')
-    expected = {**document, "manifest": {**document["manifest"], "root": root}}
-    if yaml.safe_load(text) != expected:
-        raise InputError(f"{path}: 'root' must stand on a line of its own, indented by two spaces")
-    return text
+    lines: list[str] = []
+    section = ""
+    for line in text.splitlines():
+        if line[:1].isalpha():
+            section = line.split(":")[0]
+        if section == "manifest" and line.startswith("  root:"):
+            line = f"  root: {json.dumps(root)}"  # a JSON string is a YAML string
+        if section != "use":
+            lines.append(line)
+    return "\n".join(lines) + "\n"
