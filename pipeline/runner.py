@@ -222,6 +222,9 @@ def _run_one(work: Work, scratch: Path, suffix: str, name: str) -> ShardResult:
         }
         write_json(scratch / "results" / f"{name}.json", record)
         os.replace(temporary, final)
+    except Exception as error:
+        error.add_note(f"while working on shard {name}")
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return result

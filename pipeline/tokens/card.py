@@ -15,8 +15,7 @@ Images and their spoken captions as discrete tokens, in tars for
 [webdataset](https://github.com/webdataset/webdataset). Of each image there are `<key>.image.npy` (image
 tokens, uint16 `[H, W]`), `<key>.units.npy` and `<key>.durations.npy` (speech units without neighbouring
 repeats and how many frames each lasts, uint16, all captions one after the other), `<key>.json` (ids,
-speakers, texts, and where
-each caption starts) and, in some sets, `<key>.jpg` (the picture)."""
+speakers, texts, and where each caption starts) and, in some sets, `<key>.jpg` (the picture)."""
 
 
 @dataclass(frozen=True)

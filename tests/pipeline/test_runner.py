@@ -55,8 +55,9 @@ def test_a_run_leaves_exactly_its_files(tmp_path):
 
 
 def test_resume_computes_nothing_twice(tmp_path):
-    with pytest.raises(RuntimeError, match="the disk is gone"):
+    with pytest.raises(RuntimeError, match="the disk is gone") as error:
         run(tmp_path, fail_at="train/00004")
+    assert error.value.__notes__ == ["while working on shard train/00004"]
     assert not (tmp_path / "out1").exists()
     report = run(tmp_path)
     assert sorted((tmp_path / "log").read_text().split()) == sorted(NAMES)
