@@ -60,7 +60,7 @@ def run(
     torch.set_num_threads(context.settings.num_threads)
     if params.source != "train":
         imported = load_vocoder(
-            Path(params.source), units_fingerprint=facts["fingerprint"], num_units=facts["vocab"]
+            Path(params.source), units_fingerprint=facts["codebook_fingerprint"], num_units=facts["num_units"]
         )
         save_vocoder(out, Vocoder(imported.network, _described(imported.info, facts)))
         write_json(out / "metrics.json", {"num_train_utterances": 0})
@@ -86,7 +86,7 @@ def _unit_facts(path: Path) -> dict[str, Any]:
     from pipeline.files import read_json
 
     facts = read_json(path)
-    for key in ("fingerprint", "vocab", "sample_rate", "hop"):
+    for key in ("codebook_fingerprint", "num_units", "sample_rate", "hop"):
         if key not in facts:
             raise InputError(f"{path}: key {key!r} is missing; run `im2speech units` again")
     return facts
@@ -98,10 +98,10 @@ def _config(params: Params, facts: dict[str, Any]) -> Any:
     from pipeline.speech.mel_vocoder import MelVocoderConfig
 
     if params.kind == "hifigan":
-        return small_config(facts["vocab"], params.channels, facts["hop"], facts["sample_rate"])
+        return small_config(facts["num_units"], params.channels, facts["hop"], facts["sample_rate"])
     mel = MelConfig(facts["sample_rate"], hop=facts["hop"] // 2)
     return MelVocoderConfig(
-        num_units=facts["vocab"],
+        num_units=facts["num_units"],
         channels=params.channels,
         griffin_lim_iterations=params.griffin_lim_iterations,
         mel=mel,
@@ -114,10 +114,10 @@ def _info(kind: str, speaker: str, network: Any, facts: dict[str, Any]) -> Any:
 
     return VocoderInfo(
         kind=kind,
-        num_units=facts["vocab"],
+        num_units=facts["num_units"],
         sample_rate=facts["sample_rate"],
         hop=facts["hop"],
-        units_fingerprint=facts["fingerprint"],
+        units_fingerprint=facts["codebook_fingerprint"],
         speaker=speaker,
         model=network.config.to_dict(),
     )
@@ -132,7 +132,7 @@ def _described(info: Any, facts: dict[str, Any]) -> Any:
     for name in ("sample_rate", "hop"):
         if getattr(info, name) != facts[name]:
             raise InputError(f"vocoder: its {name} is {getattr(info, name)}, but the units' is {facts[name]}")
-    return replace(info, units_fingerprint=facts["fingerprint"])
+    return replace(info, units_fingerprint=facts["codebook_fingerprint"])
 
 
 def _examples(

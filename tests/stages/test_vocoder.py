@@ -57,7 +57,7 @@ def _write_split(folder: Path, split: str, speakers: list[str], rate: int) -> No
 def _corpus(folder: Path, rate: int = 16000) -> dict[str, Path]:
     _write_split(folder, "train", ["ann", "bob", "bob", "ann", "bob", "ann", "ann"], rate)
     _write_split(folder, "val", ["ann", "bob", "bob"], rate)
-    facts = {"fingerprint": FINGERPRINT, "vocab": 10, "sample_rate": 16000, "hop": 320}
+    facts = {"codebook_fingerprint": FINGERPRINT, "num_units": 10, "sample_rate": 16000, "hop": 320}
     write_json(folder / "units" / "units.json", facts)
     return {"manifest": folder / "manifests", "units": folder / "units", "root": folder / "corpus"}
 
@@ -98,7 +98,7 @@ def test_an_imported_vocoder_is_taken_when_it_fits(tmp_path: Path) -> None:
     run(imported, _context(tmp_path), **paths, out=tmp_path / "out")
     same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("trained", "out")]
     assert same[0] == same[1]
-    facts = {"fingerprint": "feedfeedfeedfeed", "vocab": 10, "sample_rate": 16000, "hop": 320}
+    facts = {"codebook_fingerprint": "feedfeedfeedfeed", "num_units": 10, "sample_rate": 16000, "hop": 320}
     write_json(paths["units"] / "units.json", facts)
     with pytest.raises(InputError, match=f"{FINGERPRINT}.*feedfeedfeedfeed"):
         run(imported, _context(tmp_path), **paths, out=tmp_path / "other")
