@@ -20,7 +20,7 @@ STAGES = (
     "train",
     "evaluate",
 )
-TOOLS = ("caption", "tokens", "use", "pretrain")
+TOOLS = ("caption", "tokens", "use", "pretrain", "times")
 
 
 def build_app() -> typer.Typer:

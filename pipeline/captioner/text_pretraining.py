@@ -119,7 +119,10 @@ def pretrain_git(
             figures = evaluate_words(model, words, tokenize, seed)
             log(event="step", step=step + 1, loss=round(float(np.mean(losses[-250:])), 4), **figures)
             model.save_pretrained(out_dir)
-    figures = {"loss": round(float(np.mean(losses[-250:])), 4), **evaluate_words(model, words, tokenize, seed, 400)}
+    figures = {
+        "loss": round(float(np.mean(losses[-250:])), 4),
+        **evaluate_words(model, words, tokenize, seed, 400),
+    }
     model.config.unit_vocabulary = {"layout": "words", "words": words}
     model.save_pretrained(out_dir)
     return figures
@@ -144,7 +147,7 @@ def caption_loss(
     model: Captioner, images: torch.Tensor, ids: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Mean cross-entropy of teacher forcing over the caption's positions; `ids` int64 [B, T] padded with 0."""
-    logits = model(input_ids=ids[:, :-1], pixel_values=images).logits
+    logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
     logits = logits[:, -(ids.shape[1] - 1) :]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
     return functional.cross_entropy(
@@ -154,7 +157,11 @@ def caption_loss(
 
 @torch.inference_mode()
 def evaluate_words(
-    model: Captioner, words: list[str], tokenize: Callable[[Images], torch.Tensor], seed: int, number: int = 100
+    model: Captioner,
+    words: list[str],
+    tokenize: Callable[[Images], torch.Tensor],
+    seed: int,
+    number: int = 100,
 ) -> dict[str, float]:
     """Greedy captions in words: how many are one of the five right ones, on each demo split."""
     model.eval()

@@ -40,7 +40,7 @@ class Recipe:
     hidden_size: int = 144
     num_layers: int = 3
     conv_channels: int = 48
-    steps: tuple[int, int] = (1800, 3800)
+    steps: tuple[int, int] = (1800, 2800)
     num_clusters: tuple[int, int] = (100, 200)
     batch_size: int = 10
     crop_frames: int = 100
@@ -70,8 +70,13 @@ def make_config(recipe: Recipe) -> HubertConfig:
     )
 
 
-def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callable[..., None]) -> dict[str, Any]:
-    """Make the data, run both iterations, measure on held-out utterances, save. Returns the figures."""
+def pretrain_hubert(
+    out_dir: Path, recipe: Recipe, num_workers: int, log: Callable[..., None]
+) -> dict[str, Any]:
+    """Make the data, run both iterations, measure on held-out utterances, save. Returns the figures.
+
+    A finished first iteration in `out_dir` is taken up again, so a kill costs at most one iteration.
+    """
     torch.manual_seed(recipe.seed)
     total = recipe.num_utterances + recipe.num_held_out
     speech = wide_speech.utterances(total, recipe.seed, recipe.num_words, num_workers)
@@ -88,9 +93,14 @@ def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callab
 
     model = HubertModel(make_config(recipe))
     for iteration in (0, 1):
-        targets = _targets(features, recipe.num_clusters[iteration], recipe.seed)
-        figures[f"loss_{iteration + 1}"] = _train(model, waveforms, targets, recipe, iteration, log)
-        model.save_pretrained(out_dir / f"iteration{iteration + 1}" if iteration == 0 else out_dir)
+        folder = out_dir / "iteration1" if iteration == 0 else out_dir
+        if iteration == 0 and (folder / "model.safetensors").exists():
+            log(event="resumed", folder=folder.name)
+            model = HubertModel.from_pretrained(folder)
+        else:
+            targets = _targets(features, recipe.num_clusters[iteration], recipe.seed)
+            figures[f"loss_{iteration + 1}"] = _train(model, waveforms, targets, recipe, iteration, log)
+            model.save_pretrained(folder)
         test = [_features(model, u.waveform) for u in held_out]
         sample = [_features(model, u.waveform) for u in speech[:500]]
         layers = []
@@ -101,7 +111,10 @@ def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callab
         figures[f"iteration{iteration + 1}"] = layers
         if iteration == 0:
             best = max(layers, key=lambda entry: entry["pnmi_200"])["layer"]
-            features = [_features(model, u.waveform)[best] for u in tqdm(speech, desc="features", unit="utt", mininterval=5)]
+            features = [
+                _features(model, u.waveform)[best]
+                for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
+            ]
             figures["target_layer_2"] = best
     write_json(out_dir / "figures.json", figures)
     return figures
@@ -174,7 +187,12 @@ def _train(
         schedule.step()
         losses.append(float(masked.detach()))
         if (step + 1) % 100 == 0:
-            log(event="step", iteration=iteration + 1, step=step + 1, masked_loss=round(np.mean(losses[-100:]), 4))
+            log(
+                event="step",
+                iteration=iteration + 1,
+                step=step + 1,
+                masked_loss=round(np.mean(losses[-100:]), 4),
+            )
     return round(float(np.mean(losses[-100:])), 4)
 
 
@@ -210,7 +228,9 @@ def _augment(rng: np.random.Generator, crop: npt.NDArray[np.float32]) -> npt.NDA
     return crop.astype(np.float32)
 
 
-def _mask(rng: np.random.Generator, shape: tuple[int, ...], length: int = 10, fraction: float = 0.05) -> torch.Tensor:
+def _mask(
+    rng: np.random.Generator, shape: tuple[int, ...], length: int = 10, fraction: float = 0.05
+) -> torch.Tensor:
     """Spans of `length` frames, each frame starting one with probability `fraction` (about 40 % masked)."""
     starts = rng.random(shape) < fraction
     mask = np.zeros(shape, bool)

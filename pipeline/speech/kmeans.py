@@ -36,7 +36,9 @@ class Codebook:
                 f"codebook: centroids must be float32 [K, D], not {self.centroids.dtype} {self.centroids.shape}"
             )
         if len(self.centroids) > 65_535:
-            raise InputError(f"codebook: {len(self.centroids)} centroids; units are uint16, so at most 65,535")
+            raise InputError(
+                f"codebook: {len(self.centroids)} centroids; units are uint16, so at most 65,535"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,7 +103,9 @@ def fit_kmeans(
     from sklearn.cluster import MiniBatchKMeans
 
     if len(features) < num_clusters:
-        raise InputError(f"kmeans: {len(features)} frames cannot make {num_clusters} clusters; lower num_clusters")
+        raise InputError(
+            f"kmeans: {len(features)} frames cannot make {num_clusters} clusters; lower num_clusters"
+        )
     estimator = MiniBatchKMeans(
         num_clusters,
         init="k-means++",

@@ -4,10 +4,14 @@ Needs the phoneme of every frame, which a corpus with alignments has (the demo's
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.files import read_jsonl
+from pipeline.speech.features import FeatureSample
+from pipeline.speech.kmeans import Codebook
 from pipeline.speech.mfcc import HOP, WINDOW
 
 
@@ -42,3 +46,27 @@ def unit_quality(units: npt.NDArray[np.integer], phonemes: Sequence[str]) -> dic
         "phone_purity": float(joint.max(0).sum()),
         "cluster_purity": float(joint.max(1).sum()),
     }
+
+
+def sample_quality(codebook: Codebook, sample: FeatureSample, alignments_path: Path) -> dict[str, float]:
+    """`unit_quality` over a feature sample, where `alignments_path` exists; else an empty dict.
+
+    The file holds one object a line: {"id": utterance, "phonemes": [[first sample, name], ...]}.
+    """
+    if not alignments_path.exists():
+        return {}
+    wanted = set(sample.ids.tolist())
+    phonemes = {r["id"]: r["phonemes"] for r in read_jsonl(alignments_path) if r["id"] in wanted}
+    per_utterance: list[npt.NDArray[np.str_] | None] = []
+    for number, name in enumerate(sample.ids.tolist()):
+        frames = sample.frame[sample.utterance == number]
+        if name not in phonemes or not len(frames):
+            per_utterance.append(None)
+            continue
+        per_utterance.append(np.array(frame_phonemes(phonemes[name], int(frames.max()) + 1), dtype=np.str_))
+    known = np.array([per_utterance[u] is not None for u in sample.utterance])
+    if not known.any():
+        return {}
+    labels = [per_utterance[u][f] for u, f in zip(sample.utterance[known], sample.frame[known], strict=True)]  # type: ignore[index]
+    figures = unit_quality(codebook.assign(sample.frames[known]), labels)
+    return {name: round(value, 4) for name, value in figures.items()}

@@ -101,7 +101,9 @@ class _Engine:
         self.callback = _Callback(self._receive)
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]") -> int:
+    def _receive(
+        self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
+    ) -> int:
         if samples and count > 0:
             self.samples.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         number = 0

@@ -59,7 +59,9 @@ def _speak(index: int, seed: int, num_words: int) -> Utterance:
     return Utterance(scaled.astype(np.int16), speech.phonemes, voice, text)
 
 
-def utterances(num_utterances: int, seed: int, num_words: int = 8000, num_workers: int = 1) -> list[Utterance]:
+def utterances(
+    num_utterances: int, seed: int, num_words: int = 8000, num_workers: int = 1
+) -> list[Utterance]:
     """Speak `num_utterances` random sentences; the same for any number of workers."""
     parallel = joblib.Parallel(n_jobs=num_workers)
     return list(parallel(joblib.delayed(_speak)(i, seed, num_words) for i in range(num_utterances)))

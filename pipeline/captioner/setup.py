@@ -1,0 +1,150 @@
+"""From shards and a starting point to a captioner ready to train, and to the examples it trains on."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tqdm import tqdm
+
+from pipeline.captioner.data import Examples
+from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
+from pipeline.captioner.vocabulary import UnitVocabulary, learn_merges
+from pipeline.errors import InputError
+from pipeline.tokens.read import read_samples
+
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+CODEBOOK_NAME = "quantizer.embedding.weight"  # in every ViT-VQGAN and taming-style tokenizer
+_WORDS_ONLY = ("word_embeddings", "output.")
+_DECODER = ("git.encoder.", "git.embeddings.")
+
+
+def build_captioner(
+    params: Mapping[str, Any], shards_dir: Path, index: Mapping[str, Any], vqgan_dir: Path
+) -> tuple[Captioner, UnitVocabulary]:
+    """A captioner for these shards with the weights that `params["init"]` names, and its unit vocabulary.
+
+    Raises InputError when the image tokenizer that init was trained on is not the shards' own.
+    """
+    torch.manual_seed(params["seed"])
+    is_tokens = params["input"] == "tokens"
+    merges = ()
+    if params["num_pieces"]:
+        spoken = (c.units for sample in read_samples(shards_dir, "train") for c in sample.captions)
+        merges = learn_merges(spoken, params["num_pieces"], params["max_piece_units"])
+    codebook = index["tokenizers"]["units"]["fingerprint"]
+    vocabulary = UnitVocabulary(index["vocab"]["units"], codebook, merges=merges)
+    start = None
+    if params["init"] != "none":
+        bundled = BUNDLED / f"git_{params['input']}"
+        start = load_captioner(bundled if params["init"] == "bundled" else Path(params["init"]))
+        if start.config.input != params["input"]:
+            raise InputError(
+                f"train.init: {params['init']} takes {start.config.input}, train.input is {params['input']}"
+            )
+    tokenizer = index["tokenizers"]["image"]
+    if is_tokens and tokenizer is None:
+        raise InputError(f"{shards_dir}: these shards hold no image tokens; train.input tokens needs them")
+    if is_tokens and start is not None and start.config.image_tokenizer != tokenizer["fingerprint"]:
+        raise InputError(
+            f"train.init: {params['init']} was trained on image tokenizer {start.config.image_tokenizer}, but "
+            f"{shards_dir} was made by {tokenizer['fingerprint']}. Use init none, or the tokenizer it was trained on."
+        )
+    model = Captioner(_config(params, index, start, vocabulary, vqgan_dir if is_tokens else None))
+    if is_tokens:
+        model.git.image_encoder.vision_model.embeddings.codebook.copy_(_codebook(vqgan_dir))
+    if start is not None:
+        copy_matching(model, start, _WORDS_ONLY if params["init_decoder"] else (*_WORDS_ONLY, *_DECODER))
+    if params["freeze_vision"]:
+        model.freeze_vision()
+    return model, vocabulary
+
+
+def _config(
+    params: Mapping[str, Any],
+    index: Mapping[str, Any],
+    start: Captioner | None,
+    vocabulary: UnitVocabulary,
+    vqgan_dir: Path | None,
+) -> Any:
+    if start is not None:
+        config = start.config.__class__.from_dict(start.config.to_dict())
+        config.vocab_size = vocabulary.size
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = params["dropout"]
+        config.pad_token_id, config.bos_token_id, config.eos_token_id = (
+            vocabulary.pad,
+            vocabulary.bos,
+            vocabulary.eos,
+        )
+    else:
+        tokens: dict[str, Any] = {}
+        if vqgan_dir is not None:
+            tokenizer, centres = index["tokenizers"]["image"], _codebook(vqgan_dir)
+            tokens = {
+                "token_vocab": len(centres),
+                "token_dim": centres.shape[1],
+                "token_grid": tuple(tokenizer["grid"]),
+                "image_tokenizer": tokenizer["fingerprint"],
+            }
+        stem = (96, 128) if vqgan_dir is not None else (32, 64, 96, 128)
+        config = make_config(
+            input=params["input"],
+            vocab_size=vocabulary.size,
+            stem_channels=stem,
+            dropout=params["dropout"],
+            pad=vocabulary.pad,
+            bos=vocabulary.bos,
+            eos=vocabulary.eos,
+            **tokens,
+        )
+    config.unit_codebook = vocabulary.codebook_fingerprint
+    config.unit_vocabulary = None
+    return config
+
+
+def _codebook(vqgan_dir: Path) -> torch.Tensor:
+    """The tokenizer's codebook float32 [K, D], L2-normalised, as its decoder sees it."""
+    with safe_open(vqgan_dir / "model.safetensors", framework="pt") as weights:
+        return torch.nn.functional.normalize(weights.get_tensor(CODEBOOK_NAME).float(), dim=-1)
+
+
+def read_examples(
+    shards_dir: Path, split: str, model: Captioner, limit: int | None = None, *, cache: bool = False
+) -> Examples:
+    """All samples of a split with at least one caption, images as `model` takes them.
+
+    cache: run the frozen vision tower once and keep its output. Raises InputError when the shards lack what
+    the model needs (`shards.include_pixels` for pixels).
+    """
+    images, captions = [], []
+    for sample in tqdm(read_samples(shards_dir, split), desc=f"read {split}", unit="image", disable=None):
+        if limit is not None and len(captions) >= limit:
+            break
+        if not sample.captions:
+            continue
+        if model.config.input == "tokens":
+            if sample.image is None:
+                raise InputError(f"{shards_dir}/{split}: sample {sample.key} has no image tokens")
+            images.append(torch.from_numpy(sample.image.astype(np.int64))[None])
+        else:
+            if sample.jpg is None:
+                raise InputError(
+                    f"{shards_dir}/{split}: no pixels; set shards.include_pixels and repeat that stage"
+                )
+            images.append(pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size))
+        captions.append([caption.units.tolist() for caption in sample.captions])
+    if not images:
+        raise InputError(f"{shards_dir}/{split}: no sample with an image and a spoken caption")
+    stacked = torch.stack(images)
+    return Examples(model.encode_images(stacked) if cache else stacked, captions)
+
+
+def pixels_from_jpeg(jpeg: bytes, size: int) -> torch.Tensor:
+    """float32 [3, size, size] in [0, 1]; bicubic, aspect not kept, as the image tokenizer's preprocessing."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(resized, np.float32) / np.float32(255)).permute(2, 0, 1).contiguous()

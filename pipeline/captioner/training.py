@@ -1,0 +1,159 @@
+"""Trains the captioner by teacher forcing and watches it speak freely.
+
+Takes examples in memory, gives the best model by validation loss and the figures of each evaluation:
+teacher-forced loss and unit error rate of free-running generations against the nearest reference.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.captioner.data import Examples, collate, encode_captions, epoch_batches
+from pipeline.captioner.generation import generate_units
+from pipeline.captioner.model import Captioner
+from pipeline.captioner.text_pretraining import caption_loss
+from pipeline.captioner.vocabulary import UnitVocabulary
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The schedule: linear warm-up, cosine to zero; weight decay on matrices only."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    label_smoothing: float
+    clip_norm: float
+    max_length: int
+    evaluate_every: int
+    num_validation_images: int
+    seed: int
+
+
+def train_captioner(
+    model: Captioner,
+    vocabulary: UnitVocabulary,
+    train: Examples,
+    validation: Examples,
+    settings: TrainingSettings,
+    log: Callable[[int, dict[str, float]], None],
+) -> dict[str, float]:
+    """Train in place; the weights of the best validation loss stay in `model`. Returns the final figures.
+
+    log: receives (step, figures) at each evaluation. Raises InputError when no caption fits `max_length`.
+    """
+    torch.manual_seed(settings.seed)
+    pairs, num_too_long = encode_captions(train, vocabulary, settings.max_length)
+    if not pairs:
+        raise InputError(
+            f"train: none of {num_too_long} captions has at most {settings.max_length} ids (max_length)"
+        )
+    optimizer = _optimizer(model, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches = _endless(pairs, settings)
+    best, best_weights = float("inf"), copy.deepcopy(model.state_dict())
+    losses: list[float] = []
+    figures: dict[str, float] = {}
+    for step in tqdm(range(1, settings.steps + 1), desc="train", unit="step", disable=None):
+        _train_mode(model)
+        images, ids = collate(train, pairs, next(batches), vocabulary.pad)
+        loss = caption_loss(model, images, ids, settings.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if step % settings.evaluate_every == 0 or step == settings.steps:
+            figures = {"loss": float(np.mean(losses)), **_validate(model, vocabulary, validation, settings)}
+            losses.clear()
+            log(step, figures)
+            score = figures.get("validation_loss", figures["loss"])
+            if score <= best:
+                best, best_weights = score, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_weights)
+    return {**figures, "best_validation_loss": best, "num_captions": len(pairs), "num_too_long": num_too_long}
+
+
+def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Optimizer:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
+    others = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def _rate(step: int, settings: TrainingSettings) -> float:
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
+
+
+def _endless(pairs: list[tuple[int, list[int]]], settings: TrainingSettings) -> Iterator[list[int]]:
+    rng = np.random.default_rng([settings.seed, 0])
+    while True:
+        yield from epoch_batches(pairs, settings.batch_size, rng)
+
+
+def _train_mode(model: Captioner) -> None:
+    """Training mode, but a frozen tower keeps its batch statistics and drops nothing."""
+    model.train()
+    tower = model.git.image_encoder
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        tower.eval()
+
+
+def _validate(
+    model: Captioner, vocabulary: UnitVocabulary, validation: Examples, settings: TrainingSettings
+) -> dict[str, float]:
+    if not len(validation):
+        return {}
+    model.eval()
+    pairs, _ = encode_captions(validation, vocabulary, settings.max_length)
+    losses, weights = [], []
+    with torch.inference_mode():
+        for start in range(0, len(pairs), settings.batch_size):
+            chosen = range(start, min(start + settings.batch_size, len(pairs)))
+            images, ids = collate(validation, pairs, chosen, vocabulary.pad)
+            losses.append(float(caption_loss(model, images, ids)))
+            weights.append(int((ids[:, 1:] != vocabulary.pad).sum()))
+    number = min(settings.num_validation_images, len(validation))
+    spoken = generate_units(model, vocabulary, validation.images[:number], max_length=settings.max_length)
+    errors = [
+        unit_error_rate(units.tolist(), references)
+        for units, references in zip(spoken, validation.captions[:number], strict=True)
+        if references
+    ]
+    figures = {"validation_loss": float(np.average(losses, weights=weights))} if weights else {}
+    return {**figures, "unit_error_rate": float(np.mean(errors))} if errors else figures
+
+
+def unit_error_rate(units: list[int], references: list[list[int]]) -> float:
+    """Edit distance to the nearest reference over its length: 0 is perfect."""
+    return min(edit_distance(units, reference) / max(1, len(reference)) for reference in references)
+
+
+def edit_distance(first: list[int], second: list[int]) -> int:
+    """Levenshtein distance, one numpy row at a time."""
+    other = np.array(second, dtype=np.int64)
+    places = np.arange(len(second) + 1)
+    row = places.copy()
+    for number, unit in enumerate(first, start=1):
+        steps = np.minimum(row[1:] + 1, row[:-1] + (other != unit))
+        candidates = np.concatenate([[number], steps])
+        # An insertion costs one a place, so the running minimum of (cost - place) carries it along the row.
+        row = np.minimum.accumulate(candidates - places) + places
+    return int(row[-1])

@@ -1,0 +1,94 @@
+"""units: HuBERT and nearest centroid in one pass. Reads rows, audio and the codebook, writes units parts."""
+
+from functools import partial
+from pathlib import Path
+
+from pydantic import Field
+
+from stages._cli import In, Out, Section, StageContext
+
+
+class Params(Section):
+    """The encoder is the features stage's; the codebook remembers which one it was fitted on."""
+
+    encoder: str = Field("bundled", description="`bundled`, or the folder of a transformers HuBERT model.")
+    max_batch_seconds: float = Field(24.0, gt=0, description="Padded seconds of audio in a batch.")
+    max_reject_fraction: float = Field(
+        0.01, ge=0, le=1, description="More rejected utterances than this: fail."
+    )
+
+
+def run(
+    params: Params,
+    context: StageContext,
+    *,
+    manifests: In = Path("manifests"),
+    root: In = Path("data/demo"),
+    codebook: In = Path("data/kmeans/codebook.safetensors"),
+    out: Out = Path("data/units"),
+) -> None:
+    """Turn every utterance into speech units and durations: batched, exact, resumable, shard by shard.
+
+    Units are the same alone and in any batch. Writes <split>/NNNNN.npz, rejects.jsonl, summary.json and
+    units.json (the facts of encoder and codebook that travel on with the units).
+    """
+    import torch
+
+    from pipeline.files import fingerprint, sha256_file, write_json
+    from pipeline.manifest import read_rows, shard_paths, split_names
+    from pipeline.runner import code_fingerprint, run_shards
+    from pipeline.speech import hubert, kmeans, units
+    from stages._settings import resolve_device
+
+    loaded = kmeans.Codebook.load(codebook)
+    encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
+    layer, normalize = int(loaded.metadata.get("layer", 0)), bool(loaded.metadata.get("normalize", False))
+    encoder = hubert.SpeechEncoder(encoder_dir, layer, normalize)
+    units.check_belongs(loaded, encoder, codebook)
+    shards = [path for split in split_names(manifests) for path in shard_paths(manifests, split)]
+    names = [f"{path.parent.name}/{path.stem}" for path in shards]
+    num_utterances = sum(len(row.captions) for path in shards for row in read_rows(path)[: context.limit])
+    if context.dry_run:
+        print(f"units: {num_utterances} utterances in {len(shards)} shards -> {out}")
+        return
+    source = units.Source(
+        manifest_dir=manifests.absolute(),
+        root=root.absolute(),
+        encoder_dir=encoder_dir.absolute(),
+        codebook_path=codebook.absolute(),
+        layer=layer,
+        normalize=normalize,
+        max_batch_samples=round(params.max_batch_seconds * encoder.sample_rate),
+        device=resolve_device(context.settings.device),
+        limit=context.limit,
+    )
+    facts = {
+        **loaded.metadata,
+        "codebook_fingerprint": loaded.fingerprint,
+        "num_units": len(loaded.centroids),
+    }
+    torch.set_num_threads(context.settings.num_threads)
+    report = run_shards(
+        partial(units.units_of_shard, source),
+        names,
+        out,
+        scratch_dir=context.settings.scratch_dir,
+        fingerprint=fingerprint(
+            {
+                "params": params.model_dump(),
+                "limit": context.limit,
+                "codebook": loaded.fingerprint,
+                "encoder": encoder.fingerprint,
+                "rows": [sha256_file(path) for path in shards],
+                "code": code_fingerprint([hubert, kmeans, units]),
+            }
+        ),
+        num_workers=context.settings.num_workers,
+        executor=context.settings.executor,
+        label="units",
+        max_reject_fraction=params.max_reject_fraction,
+        num_items=num_utterances,
+        num_threads=max(1, context.settings.num_threads // context.settings.num_workers),
+        finish=lambda folder, _: write_json(folder / "units.json", facts),
+    )
+    print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")
