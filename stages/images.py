@@ -29,7 +29,7 @@ def run(
     params: Params,
     context: StageContext,
     *,
-    corpus: In = Path("data/demo"),
+    root: In = Path("data/demo"),
     manifests: In = Path("manifests"),
     vqgan: In = Path("data/vqgan"),
     out: Out = Path("data/images"),
@@ -44,7 +44,7 @@ def run(
     model = vit_vqgan.load_vit_vqgan(vqgan)
     names, limits = join.choose_shards(manifests, context.limit)
     device = resolve_device(context.settings.device)
-    sources = encode.ImageSources(corpus, manifests, vqgan, params.batch_size, device, limits)
+    sources = encode.ImageSources(root, manifests, vqgan, params.batch_size, device, limits)
     num_images = sum(row.image is not None for name in names for row in sources.rows(name))
     if context.dry_run:
         print(f"  {num_images} pictures in {len(names)} shards, tokenizer {model.fingerprint}")
@@ -66,7 +66,7 @@ def run(
             {
                 "batch_size": params.batch_size,
                 "code": runner.code_fingerprint([encode, media, parts, transforms, vit_vqgan]),
-                "corpus": str(corpus),
+                "root": str(root),
                 "limits": limits,
                 "manifests": [sha256_file(manifests / f"{name}.jsonl") for name in names],
                 "tokenizer": about,

@@ -36,7 +36,7 @@ def run(
     params: Params,
     context: StageContext,
     *,
-    corpus: In = Path("data/demo"),
+    root: In = Path("data/demo"),
     manifests: In = Path("manifests"),
     codebook: In = Path("data/kmeans/codebook.safetensors"),
     vqgan: In = Path("data/vqgan"),
@@ -51,9 +51,9 @@ def run(
 
     tokenizers = _tokenizers(units, images, codebook, vqgan)
     names, limits = join.choose_shards(manifests, context.limit)
-    root = corpus if params.include_pixels else None
+    pixels_root = root if params.include_pixels else None
     reasons = join.upstream_reasons(units, images)
-    sources = join.Sources(manifests, units, images, tokenizers, root, params.pixel_size, limits, reasons)
+    sources = join.Sources(manifests, units, images, tokenizers, pixels_root, params.pixel_size, limits, reasons)
     rows = [row for name in names for row in sources.rows(name)]
     num_items = len(rows) + sum(len(row.captions) for row in rows)
     if context.dry_run:

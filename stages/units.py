@@ -35,9 +35,10 @@ def run(
     import torch
 
     from pipeline.files import fingerprint, sha256_file, write_json
-    from pipeline.manifest import read_rows, shard_paths, split_names
+    from pipeline.manifest import read_rows
     from pipeline.runner import code_fingerprint, run_shards
     from pipeline.speech import hubert, kmeans, units
+    from pipeline.tokens.join import choose_shards
     from stages._settings import resolve_device
 
     loaded = kmeans.Codebook.load(codebook)
@@ -45,11 +46,11 @@ def run(
     layer, normalize = int(loaded.metadata.get("layer", 0)), bool(loaded.metadata.get("normalize", False))
     encoder = hubert.SpeechEncoder(encoder_dir, layer, normalize)
     units.check_belongs(loaded, encoder, codebook)
-    shards = [path for split in split_names(manifests) for path in shard_paths(manifests, split)]
-    names = [f"{path.parent.name}/{path.stem}" for path in shards]
-    num_utterances = sum(len(row.captions) for path in shards for row in read_rows(path)[: context.limit])
+    names, limits = choose_shards(manifests, context.limit)
+    rows = {name: read_rows(manifests / f"{name}.jsonl")[: limits.get(name)] for name in names}
+    num_utterances = sum(len(row.captions) for shard in rows.values() for row in shard)
     if context.dry_run:
-        print(f"units: {num_utterances} utterances in {len(shards)} shards -> {out}")
+        print(f"units: {num_utterances} utterances in {len(names)} shards -> {out}")
         return
     source = units.Source(
         manifest_dir=manifests.absolute(),
@@ -60,14 +61,14 @@ def run(
         normalize=normalize,
         max_batch_samples=round(params.max_batch_seconds * encoder.sample_rate),
         device=resolve_device(context.settings.device),
-        limit=context.limit,
+        limits=limits,
     )
     facts = {
         **loaded.metadata,
         "codebook_fingerprint": loaded.fingerprint,
         "num_units": len(loaded.centroids),
     }
-    torch.set_num_threads(context.settings.num_threads)
+    torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(
         partial(units.units_of_shard, source),
         names,
@@ -76,10 +77,10 @@ def run(
         fingerprint=fingerprint(
             {
                 "params": params.model_dump(),
-                "limit": context.limit,
+                "limits": limits,
                 "codebook": loaded.fingerprint,
                 "encoder": encoder.fingerprint,
-                "rows": [sha256_file(path) for path in shards],
+                "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
                 "code": code_fingerprint([hubert, kmeans, units]),
             }
         ),
@@ -88,7 +89,7 @@ def run(
         label="units",
         max_reject_fraction=params.max_reject_fraction,
         num_items=num_utterances,
-        num_threads=max(1, context.settings.num_threads // context.settings.num_workers),
+        num_threads=1,
         finish=lambda folder, _: write_json(folder / "units.json", facts),
     )
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")

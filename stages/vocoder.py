@@ -40,7 +40,7 @@ def run(
     params: Params,
     context: StageContext,
     *,
-    manifest: In = Path("manifests"),
+    manifests: In = Path("manifests"),
     units: In = Path("data/units"),
     root: In = Path("data/demo"),
     out: Out = Path("data/vocoder"),
@@ -65,7 +65,7 @@ def run(
         save_vocoder(out, Vocoder(imported.network, _described(imported.info, facts)))
         write_json(out / "metrics.json", {"num_train_utterances": 0})
         return
-    speaker, train, held_out = _examples(params, context, manifest, units, root, facts)
+    speaker, train, held_out = _examples(params, context, manifests, units, root, facts)
     settings = TrainingSettings(
         steps=params.steps,
         batch_size=params.batch_size,
@@ -136,18 +136,18 @@ def _described(info: Any, facts: dict[str, Any]) -> Any:
 
 
 def _examples(
-    params: Params, context: StageContext, manifest: Path, units: Path, root: Path, facts: dict[str, Any]
+    params: Params, context: StageContext, manifests: Path, units: Path, root: Path, facts: dict[str, Any]
 ) -> "tuple[str, list[Example], list[Example]]":
     """Speaker, training and held-out examples (from `val`, else a twentieth of `train`)."""
     from pipeline.errors import InputError
     from pipeline.speech.vocoder_data import choose_speaker, find_utterances, load_examples, sample
 
-    train = find_utterances(manifest, units, "train")
+    train = find_utterances(manifests, units, "train")
     speaker = choose_speaker(train, params.speaker)
     train = [utterance for utterance in train if utterance.speaker == speaker]
     held_out = []
     if (units / "val").is_dir():
-        held_out = [u for u in find_utterances(manifest, units, "val") if u.speaker == speaker]
+        held_out = [u for u in find_utterances(manifests, units, "val") if u.speaker == speaker]
     train = sample(train, min(params.max_utterances, context.limit or params.max_utterances), params.seed)
     if not held_out:
         held_out, train = train[::20], [u for index, u in enumerate(train) if index % 20]

@@ -52,7 +52,7 @@ def run(
     params: Params,
     context: StageContext,
     *,
-    corpus: In = Path("data/demo"),
+    root: In = Path("data/demo"),
     manifests: In = Path("manifests"),
     out: Out = Path("data/vqgan"),
 ) -> None:
@@ -77,10 +77,10 @@ def run(
     if params.source in ("train", "finetune"):
         limit = params.max_images if context.limit is None else min(context.limit, params.max_images)
         rows = choose_rows(manifests, "train" if "train" in splits else splits[0], limit, params.seed)
-        pictures, _ = read_pictures(corpus, rows, sides, resize, context.settings.num_threads)
+        pictures, _ = read_pictures(root, rows, sides, resize, context.settings.num_threads)
         history = _train(model, pictures, params, context)
     rows = choose_rows(manifests, _eval_split(splits), params.eval_images, params.seed)
-    pictures, unreadable = read_pictures(corpus, rows, sides, resize, context.settings.num_threads)
+    pictures, unreadable = read_pictures(root, rows, sides, resize, context.settings.num_threads)
     _refuse_empty(pictures, unreadable, manifests)
     figures, counts = measure(model, batches(pictures, 32))
     model.save(out)

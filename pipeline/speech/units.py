@@ -4,8 +4,8 @@ Reads one manifest shard and its audio; writes one units part (see pipeline.toke
 that cannot be read or is shorter than a frame becomes a reject, and the others go on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from pipeline.tokens.parts import UnitsPart, deduplicate, write_units_part
 
 @dataclass(frozen=True)
 class Source:
-    """Where the units of a corpus come from; small, so that it travels to every worker."""
+    """Where the units of a corpus come from; small, so that it travels to every worker.
+
+    limits: rows taken of each shard, for trial runs; all of a shard that is not named.
+    """
 
     manifest_dir: Path
     root: Path
@@ -33,7 +36,7 @@ class Source:
     normalize: bool
     max_batch_samples: int
     device: str
-    limit: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_belongs(codebook: Codebook, encoder: SpeechEncoder, codebook_path: Path) -> None:
@@ -70,14 +73,15 @@ def units_of_shard(source: Source, name: str, out_path: Path) -> ShardResult:
     rejects: list[Reject] = []
     ids: list[str] = []
     waveforms: list[npt.NDArray[np.float32]] = []
-    rows = read_rows(source.manifest_dir / f"{name}.jsonl")[: source.limit]
+    rows = read_rows(source.manifest_dir / f"{name}.jsonl")[: source.limits.get(name)]
     for row in rows:
         for caption in row.captions:
             try:
                 waveforms.append(_waveform(source.root, caption, encoder))
                 ids.append(caption.id)
             except MediaError as error:
-                rejects.append(Reject(row.key, caption.id, "units", str(error)))
+                reason = str(error).replace(f"{source.root}/", "")
+                rejects.append(Reject(row.key, caption.id, "units", f"unreadable audio: {reason}"))
     sequences = [deduplicate(u) for u in encode_units(waveforms, encoder, codebook, source.max_batch_samples)]
     part = UnitsPart(
         ids=np.array(ids, dtype=np.str_),

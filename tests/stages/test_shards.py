@@ -25,7 +25,7 @@ def run(root: Path, out: str = "shards", *, workers: int = 1, limit: int | None 
     shards.run(
         shards.Params(**params),
         StageContext("shards", settings, limit=limit),
-        corpus=root / "corpus",
+        root=root / "corpus",
         manifests=root / "manifests",
         codebook=root / "codebook.safetensors",
         vqgan=root / "vqgan",
