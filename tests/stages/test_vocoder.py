@@ -18,7 +18,13 @@ from stages._settings import Settings
 from stages.vocoder import Params, run
 
 FINGERPRINT = "0123456789abcdef"
-TINY = {"steps": 3, "batch_size": 2, "crop_frames": 8, "channels": 32, "griffin_lim_iterations": 2}
+TINY: dict[str, Any] = {
+    "steps": 3,
+    "batch_size": 2,
+    "crop_frames": 8,
+    "channels": 32,
+    "griffin_lim_iterations": 2,
+}
 
 
 def _context(tmp_path: Path, **fields: Any) -> StageContext:
