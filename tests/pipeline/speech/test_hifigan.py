@@ -118,3 +118,27 @@ def test_unsupported_and_inconsistent_configs_are_refused_by_key() -> None:
     network = CodeHiFiGAN(HiFiGANConfig.from_dict({**silent, "upsample_initial_channel": 32}))
     with pytest.raises(InputError, match="give durations"):
         network.synthesize(torch.tensor([1, 2]))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("speakers", [False, True])
+@pytest.mark.parametrize("predict", [False, True])
+def test_it_says_what_fairseqs_generator_says(speakers: bool, predict: bool) -> None:
+    peer = pytest.importorskip("fairseq.models.text_to_speech.codehifigan")
+    config = {**HUBERT100, "upsample_initial_channel": 64}
+    if speakers:
+        config |= {"multispkr": "_", "model_in_dim": 256}
+    torch.manual_seed(0)
+    theirs = peer.CodeGenerator(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    ours = CodeHiFiGAN(HiFiGANConfig.from_dict(config)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    units = torch.randint(0, 100, (1, 40))
+    given = {"spkr": torch.tensor([[3]])} if speakers else {}
+    with torch.no_grad():
+        expected = theirs(code=units, dur_prediction=predict, **given)[0, 0]
+    durations = None if predict else torch.ones(40, dtype=torch.long)
+    spoken = ours.synthesize(units[0], durations, 3 if speakers else None)
+    torch.testing.assert_close(spoken, expected, atol=1e-6, rtol=1e-5)
