@@ -44,7 +44,8 @@ def run(
     model = vit_vqgan.load_vit_vqgan(vqgan)
     names, limits = join.choose_shards(manifests, context.limit)
     device = resolve_device(context.settings.device)
-    sources = encode.ImageSources(root, manifests, vqgan, params.batch_size, device, limits)
+    folders = (root.absolute(), manifests.absolute(), vqgan.absolute())
+    sources = encode.ImageSources(*folders, params.batch_size, device, limits)
     num_images = sum(row.image is not None for name in names for row in sources.rows(name))
     if context.dry_run:
         print(f"  {num_images} pictures in {len(names)} shards, tokenizer {model.fingerprint}")

@@ -1,7 +1,7 @@
 """vqgan: the image tokenizer, bundled, imported, trained or fine-tuned, and how well it does on this corpus.
 
 Reads manifests/ and the corpus' pictures; writes data/vqgan/: config.json, model.safetensors, metrics.json
-(PSNR, codebook usage, perplexity), reconstructions.png, codebook_usage.csv and training.csv for plots.
+(PSNR, codebook usage, perplexity), reconstructions.png, usage.csv and training.csv for plots.
 """
 
 from collections.abc import Sequence

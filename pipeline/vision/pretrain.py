@@ -49,6 +49,7 @@ def pretrain_vqgan(
     heads: int = 1,
     learning_rate: float = 2e-3,
     checkpoint: Path | None = None,
+    num_held_out: int = 512,
     device: str = "cpu",
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
@@ -69,7 +70,7 @@ def pretrain_vqgan(
 
     settings = VQGANTraining(steps=steps, seed=seed, learning_rate=learning_rate, l1_weight=0.1)
     train_vit_vqgan(model, batch_at, settings, checkpoint=checkpoint, log=log, progress=progress)
-    held_out = _held_out(seed, image_size)
+    held_out = _held_out(seed, image_size, num_held_out)
     figures = {name: measure(model, images.split(64))[0] for name, images in held_out.items()}
     recipe = {"steps": steps, "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate}
     model.save(out_dir, {"recipe": {**recipe, "data": "wider drawn world"}, "figures": figures})
@@ -81,7 +82,7 @@ def pretrain_vqgan(
     return figures
 
 
-def _held_out(seed: int, size: int, number: int = 512) -> dict[str, torch.Tensor]:
+def _held_out(seed: int, size: int, number: int) -> dict[str, torch.Tensor]:
     """Tensors [number, 3, size, size] of pictures from streams that training never draws."""
     sets: dict[str, list[Image.Image]] = {"scenes": [], "textures": [], "novel": []}
     for index in range(number):

@@ -35,7 +35,7 @@ def write_report(
     history: Sequence[dict[str, float]],
     images: torch.Tensor,
 ) -> None:
-    """Write metrics.json, codebook_usage.csv (codes from the most to the least used), training.csv (empty but
+    """Write metrics.json, usage.csv (codes from the most to the least used), training.csv (empty but
     for its header without training) and reconstructions.png of `images` into `folder`.
 
     figures and counts as from `training.measure`, history as from `training.train_vit_vqgan`.
@@ -43,7 +43,7 @@ def write_report(
     # Rounded, because the last digits depend on the number of threads.
     write_json(folder / "metrics.json", {name: round(value, 4) for name, value in figures.items()})
     lines = [f"{rank},{count}" for rank, count in enumerate(np.sort(counts)[::-1])]
-    write_text(folder / "codebook_usage.csv", "\n".join(["rank,count", *lines]) + "\n")
+    write_text(folder / "usage.csv", "\n".join(["rank,count", *lines]) + "\n")
     lines = [",".join(f"{record[name]:.6g}" for name in TRAINING_FIELDS) for record in history]
     write_text(folder / "training.csv", "\n".join([",".join(TRAINING_FIELDS), *lines]) + "\n")
     with atomic_path(folder / "reconstructions.png") as temporary:

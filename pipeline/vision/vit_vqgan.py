@@ -72,9 +72,9 @@ class ViTVQGANConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ViTVQGANConfig":
         """The inverse of `to_dict`. TypeError or KeyError when something is missing or unknown."""
-        values = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "model_type"
-        }
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        for name in ("model_type", "fingerprint"):
+            values.pop(name, None)
         for part in ("encoder", "decoder"):
             values[part] = TransformerConfig(**values[part])
         return cls(**values)
@@ -272,13 +272,13 @@ class ViTVQGAN(nn.Module):
 
     def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; `metadata` replaces the config's own."""
-        values = self.config.to_dict()
+        values = {**self.config.to_dict(), "fingerprint": self.fingerprint}
         if metadata is not None:
             values["metadata"] = metadata
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        about = {"format": "pt", "model_type": MODEL_TYPE, "fingerprint": self.fingerprint}
         with atomic_path(folder / "model.safetensors") as temporary:
-            save_file(weights, temporary, metadata=about)
+            # One key only: safetensors writes several in an order that changes from call to call.
+            save_file(weights, temporary, metadata={"format": "pt"})
         write_json(folder / "config.json", values)
 
 

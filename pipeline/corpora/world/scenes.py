@@ -247,7 +247,7 @@ def _may_be_learnt(objects: Sequence[WideObj]) -> bool:
 def sample_wide(rng: np.random.Generator, plain_share: float = 0.5) -> WideScene:
     """A scene of the wider world.
 
-    `plain_share` of the scenes are the demo's train split. Of the rest, about half are two objects in the same
+    `plain_share` of the scenes are the demo's train split. Of the rest, half are two objects in the same
     grammar with more colours, shapes and free colours; the others are one object at a named place, or three
     in a row.
     """

@@ -87,8 +87,8 @@ def _scribble(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def _clouds(rng: np.random.Generator, side: int) -> Image.Image:
-    """Smooth fades, from two colours to a dozen a side."""
-    number = int(rng.integers(2, 13))
+    """Smooth fades, from two colours to eight a side."""
+    number = int(rng.integers(2, 9))
     pixels = rng.integers(0, 256, (number, number, 3), dtype=np.uint8)
     if rng.random() < 0.3:
         pixels = np.repeat(pixels[..., :1], 3, axis=2)
@@ -134,17 +134,17 @@ def _clutter(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 _KINDS: tuple[tuple[float, Callable[[np.random.Generator, int], Image.Image]], ...] = (
-    (0.40, _handwriting),
+    (0.50, _handwriting),
     (0.12, _scribble),
-    (0.12, _clouds),
-    (0.10, _grain),
-    (0.08, _waves),
-    (0.18, _clutter),
+    (0.10, _clouds),
+    (0.06, _grain),
+    (0.06, _waves),
+    (0.16, _clutter),
 )
 
 
 def sample_texture(rng: np.random.Generator, size: int = 64) -> Image.Image:
-    """An RGB picture of no scene, `size` x `size`; two in five are handwriting-like digits."""
+    """An RGB picture of no scene, `size` x `size`; half are handwriting-like digits."""
     shares = np.cumsum([share for share, _ in _KINDS])
     make = _KINDS[min(int(np.searchsorted(shares, rng.random())), len(_KINDS) - 1)][1]
     return make(rng, size * SUPERSAMPLING).reduce(SUPERSAMPLING)
