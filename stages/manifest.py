@@ -28,6 +28,9 @@ class Params(Section):
     val_fraction: float = Field(0.1, ge=0, lt=1, description="Share of table rows without a split for val.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of table rows without a split for test.")
     splits: list[str] = Field([], description="Keep only these splits; empty: all.")
+    extra_split: str = Field(
+        "test_novel", min_length=1, description="The split beside train, val and test that dvc.yaml tracks."
+    )
     rows_per_shard: int = Field(500, ge=1, description="Rows (images) in a numbered shard.")
     seed: int = Field(0, ge=0, description="Shuffles the rows, and cuts a table without splits.")
     max_captions: int = Field(0, ge=0, description="Captions kept of an image, the first ones; 0: all.")
@@ -66,6 +69,9 @@ def run(params: Params, context: StageContext, *, out: Out = Path("manifests")) 
     scratch = context.settings.scratch_dir / "manifest"
     build.refuse_too_many_rejects(manifest, params.max_reject_fraction, scratch / "rejects.jsonl")
     summary = build.write(out, manifest, params.rows_per_shard, params.seed)
+    # dvc.yaml names its outputs beforehand, so a split that this corpus lacks is an empty folder.
+    for split in ("train", "val", "test", params.extra_split):
+        (out / split).mkdir(exist_ok=True)
     for split, counts in summary["splits"].items():
         print(f"manifest: {split}: {counts['rows']} rows, {counts['captions']} captions")
     rows, captions = summary["rejected"]["rows"], summary["rejected"]["captions"]

@@ -4,6 +4,7 @@ Writes ``<split>/NNNNN.jsonl``, ``rejects.jsonl``, ``leaks.json`` and ``summary.
 folder; other files there are left alone.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from pipeline.corpora import get_reader
 from pipeline.corpora.check import Limits, check_rows, count_reasons, drop_repeated
 from pipeline.corpora.unchecked import Options, UncheckedRow
 from pipeline.errors import InputError
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.manifest import Reject, Row
 
 
@@ -125,7 +126,7 @@ def _reasons(rejects: Sequence[Reject]) -> str:
 
 def write(out: Path, built: Manifest, rows_per_shard: int, seed: int) -> dict[str, Any]:
     """Write shards, rejects, leaks and counts into ``out``; returns the counts (summary.json)."""
-    shards = manifest.write_splits(out, built.splits, rows_per_shard=rows_per_shard, seed=seed)
+    manifest.write_splits(out, built.splits, rows_per_shard=rows_per_shard, seed=seed)
     leaks = manifest.find_leaks(built.splits)
     manifest.write_rejects(out / "rejects.jsonl", built.rejects)
     write_json(out / "leaks.json", [asdict(leak) for leak in leaks])
@@ -139,19 +140,27 @@ def write(out: Path, built: Manifest, rows_per_shard: int, seed: int) -> dict[st
         },
         "reasons": dict(sorted(count_reasons(built.rejects).items())),
         "rejected": {"captions": captions, "rows": rows},
-        "splits": {split: _counts(rows_, shards[split]) for split, rows_ in built.splits.items()},
+        "splits": {split: {**_counts(rows_), **_shards(out, split)} for split, rows_ in built.splits.items()},
     }
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _counts(rows: Sequence[Row], num_shards: int) -> dict[str, Any]:
+def _counts(rows: Sequence[Row]) -> dict[str, Any]:
     captions = [caption for row in rows for caption in row.captions]
     return {
         "captions": len(captions),
         "rows": len(rows),
         "rows_without_image": sum(row.image is None for row in rows),
         "seconds": round(sum(caption.seconds for caption in captions), 3),
-        "shards": num_shards,
         "speakers": len({caption.speaker for caption in captions}),
     }
+
+
+def _shards(out: Path, split: str) -> dict[str, Any]:
+    """How many shards, and one digest for all: whoever tracks summary.json tracks every row."""
+    digest = hashlib.sha256()
+    paths = manifest.shard_paths(out, split)
+    for path in paths:
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return {"sha256": digest.hexdigest(), "shards": len(paths)}

@@ -54,7 +54,7 @@ def test_goes_on_below_the_threshold(folder: Path) -> None:
 def test_fails_above_the_threshold_and_says_where_to_look(folder: Path) -> None:
     with pytest.raises(InputError, match=r"no such file \[11.wav\].*rejects.jsonl") as caught:
         run("--max-reject-fraction=0.01")
-    assert not (folder / "manifests/train").exists()
+    assert not (folder / "manifests/summary.json").exists()
     listed = Path(str(caught.value).split("listed in ")[1].split(";")[0])
     assert len(manifest.read_rejects(listed)) == 2
 
@@ -63,6 +63,7 @@ def test_a_rerun_replaces_splits_and_shards_and_keeps_what_is_written_by_hand(fo
     run("--max-reject-fraction=1", "--rows-per-shard=1")
     run("--max-reject-fraction=1", "--split=test")
     assert manifest.split_names(folder / "manifests") == ["test"]
+    assert not list((folder / "manifests/train").iterdir())
     assert len(manifest.shard_paths(folder / "manifests", "test")) == 3
     assert (folder / "manifests/README.md").read_text() == "by hand"
     first = (folder / "manifests/test/00000.jsonl").read_bytes()
