@@ -4,6 +4,7 @@ Reads nothing; writes a folder of `config.json`, `model.safetensors`, `README.md
 `reconstructions.png`. Every picture is a function of the seed and its number.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def pretrain_vqgan(
 ) -> dict[str, dict[str, float]]:
     """Train the tokenizer and write `out_dir`; the same arguments on the same machine give the same weights.
 
-    checkpoint: a folder from which an interrupted run goes on. Returns the figures of the card: scenes of the
+    checkpoint: a folder from which an interrupted run goes on, removed at the end. Returns figures: scenes of the
     wider world and textures never trained on, and the demo's scenes with combinations never trained on.
     """
     torch.manual_seed(seed)
@@ -75,10 +76,10 @@ def pretrain_vqgan(
     recipe = {"steps": steps, "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate}
     model.save(out_dir, {"recipe": {**recipe, "data": "wider drawn world"}, "figures": figures})
     with atomic_path(out_dir / "reconstructions.png") as temporary:
-        reconstruction_grid(model, torch.cat([part[:12] for part in held_out.values()])).save(
-            temporary, "PNG"
-        )
+        reconstruction_grid(model, torch.cat([part[:12] for part in held_out.values()])).save(temporary, "PNG")
     write_text(out_dir / "README.md", _card(model, recipe, figures))
+    if checkpoint is not None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return figures
 
 
@@ -124,8 +125,7 @@ def _card(model: ViTVQGAN, recipe: dict[str, Any], figures: dict[str, dict[str, 
     for name, title in names.items():
         f = figures[name]
         lines.append(
-            f"| {title} | {f['num_images']:.0f} | {f['psnr']:.1f} | {100 * f['usage']:.1f} % "
-            f"| {f['perplexity']:.0f} |"
+            f"| {title} | {f['num_images']:.0f} | {f['psnr']:.1f} | {100 * f['usage']:.1f} % | {f['perplexity']:.0f} |"
         )
     lines += [
         "",

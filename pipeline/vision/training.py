@@ -85,13 +85,9 @@ def train_vit_vqgan(
     if checkpoint is not None and (checkpoint / "state.json").exists():
         start, history = _resume(checkpoint, model, optimizer, counts, settings)
     model.train()
-    for step in tqdm(
-        range(start, settings.steps), "vqgan", initial=start, total=settings.steps, disable=not progress
-    ):
+    for step in tqdm(range(start, settings.steps), "vqgan", initial=start, total=settings.steps, disable=not progress):
         if fresh_codebook and step == settings.continuous_steps:
-            _initialise_codebook(
-                model, [batch_at(settings.steps + i) for i in range(settings.init_batches)], settings
-            )
+            _initialise_codebook(model, [batch_at(settings.steps + i) for i in range(settings.init_batches)], settings)
         record = _step(model, optimizer, batch_at(step).to(_device(model)), counts, step, settings)
         if step % settings.log_every == 0 or step + 1 == settings.steps:
             record["used"] = float((counts > 0).float().mean())
@@ -170,9 +166,7 @@ def _initialise_codebook(model: ViTVQGAN, batches: Iterable[torch.Tensor], setti
     model.quantizer.embedding.weight.copy_(codes.to(_device(model)))
 
 
-def _spherical_kmeans(
-    vectors: torch.Tensor, number: int, generator: torch.Generator, rounds: int = 10
-) -> torch.Tensor:
+def _spherical_kmeans(vectors: torch.Tensor, number: int, generator: torch.Generator, rounds: int = 10) -> torch.Tensor:
     """Unit centres [number, dim] of unit vectors [n, dim]; empty clusters restart at random vectors."""
     centres = vectors[torch.randint(len(vectors), (number,), generator=generator)]
     for _ in range(rounds):
@@ -224,9 +218,7 @@ def _save(
     # The number of the step is in the name, so that tensors and state.json can never disagree.
     with atomic_path(folder / f"step-{step}.safetensors") as temporary:
         save_file(tensors, temporary)
-    write_json(
-        folder / "state.json", {"step": step, "history": history, "settings": fingerprint(settings.__dict__)}
-    )
+    write_json(folder / "state.json", {"step": step, "history": history, "settings": fingerprint(settings.__dict__)})
     for path in folder.glob("step-*.safetensors"):
         if path.name != f"step-{step}.safetensors":
             path.unlink()
@@ -241,9 +233,7 @@ def _resume(
 ) -> tuple[int, list[dict[str, float]]]:
     state = read_json(folder / "state.json")
     if state["settings"] != fingerprint(settings.__dict__):
-        raise InputError(
-            f"{folder}: a checkpoint of other training settings; remove the folder to start again"
-        )
+        raise InputError(f"{folder}: a checkpoint of other training settings; remove the folder to start again")
     weights: dict[str, torch.Tensor] = {}
     moments: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(folder / f"step-{state['step']}.safetensors", framework="pt") as tensors:

@@ -10,9 +10,7 @@ Resize = Literal["squash", "crop"]
 """How a picture becomes square: `squash` ignores its aspect (as SeiT does), `crop` keeps the centre."""
 
 
-def image_to_tensor(
-    image: Image.Image, size: int | tuple[int, int], resize: Resize = "squash"
-) -> torch.Tensor:
+def image_to_tensor(image: Image.Image, size: int | tuple[int, int], resize: Resize = "squash") -> torch.Tensor:
     """A float32 tensor [3, height, width] in [0, 1] of a picture of any mode; no mean or deviation applied.
 
     size: the side of the square, or (height, width). Resizing is bicubic and antialiased; `squash` is the
@@ -44,9 +42,7 @@ def image_grid(rows: list[list[Image.Image]], scale: int = 2, gap: int = 2) -> I
     """Equally sized pictures side by side, magnified by `scale` without smoothing."""
     width, height = (side * scale for side in rows[0][0].size)
     columns = max(len(row) for row in rows)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), (128, 128, 128)
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), (128, 128, 128))
     for top, row in enumerate(rows):
         for left, image in enumerate(row):
             where = (gap + left * (width + gap), gap + top * (height + gap))

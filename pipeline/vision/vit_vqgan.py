@@ -73,8 +73,7 @@ class ViTVQGANConfig:
     def from_dict(cls, values: dict[str, Any]) -> "ViTVQGANConfig":
         """The inverse of `to_dict`. TypeError or KeyError when something is missing or unknown."""
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        for name in ("model_type", "fingerprint"):
-            values.pop(name, None)
+        values.pop("model_type", None)
         for part in ("encoder", "decoder"):
             values[part] = TransformerConfig(**values[part])
         return cls(**values)
@@ -233,9 +232,7 @@ class ViTVQGAN(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a hash over weights and preprocessing; not over metadata or device."""
-        digest = hashlib.sha256(
-            f"{self.config.image_sides}{self.config.patch_sides}{self.config.resize}".encode()
-        )
+        digest = hashlib.sha256(f"{self.config.image_sides}{self.config.patch_sides}{self.config.resize}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -272,13 +269,13 @@ class ViTVQGAN(nn.Module):
 
     def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; `metadata` replaces the config's own."""
-        values = {**self.config.to_dict(), "fingerprint": self.fingerprint}
+        values = self.config.to_dict()
         if metadata is not None:
             values["metadata"] = metadata
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as temporary:
             # One key only: safetensors writes several in an order that changes from call to call.
-            save_file(weights, temporary, metadata={"format": "pt"})
+            save_file(weights, temporary, metadata={"fingerprint": self.fingerprint})
         write_json(folder / "config.json", values)
 
 
@@ -295,9 +292,7 @@ def load_vit_vqgan(folder: Path, device: str | torch.device = "cpu") -> ViTVQGAN
     """The tokenizer saved in `folder`, in evaluation mode. InputError when something is missing or misfit."""
     values = read_json(folder / "config.json")
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{folder / 'config.json'}: model_type is not {MODEL_TYPE!r}; give a ViT-VQGAN's folder"
-        )
+        raise InputError(f"{folder / 'config.json'}: model_type is not {MODEL_TYPE!r}; give a ViT-VQGAN's folder")
     try:
         model = ViTVQGAN(ViTVQGANConfig.from_dict(values))
     except (TypeError, KeyError, ValueError) as error:
