@@ -42,6 +42,15 @@ class CaptionerConfig(GitConfig):
     unit_vocabulary: dict | None = None
 
 
+def clip_normalize(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, H, W] in [0, 1] less CLIP's mean, by its deviation.
+
+    Constants, not buffers: transformers builds models without memory, and what is not saved would stay so.
+    """
+    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
+
+
 class Stem(nn.Module):
     """The tower's first layer: a grid of vectors from pixels or tokens, a class vector and positions.
 
@@ -58,9 +67,6 @@ class Stem(nn.Module):
         grid = vision.image_size // vision.patch_size
         if self.is_tokens:
             self.register_buffer("codebook", torch.zeros(config.token_vocab, config.token_dim))
-        else:
-            self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
-            self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
         layers: list[nn.Module] = []
         for width in config.stem_channels:
             layers += [nn.Conv2d(channels, width, 3, stride=1 if side == grid else 2, padding=1, bias=False)]
@@ -81,7 +87,7 @@ class Stem(nn.Module):
         if self.is_tokens:
             images = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
         else:
-            images = (pixel_values - self.mean) / self.std
+            images = clip_normalize(pixel_values)
         patches = self.layers(images).flatten(2).transpose(1, 2)
         classes = self.class_embedding.expand(len(patches), 1, -1)
         return torch.cat([classes, patches], 1) + self.position_embedding
@@ -91,9 +97,7 @@ class NormalizedPatches(GitVisionEmbeddings):
     """GIT's own patch embedding (its checkpoints fit), taking pixels in [0, 1] like every input here."""
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        mean = pixel_values.new_tensor(CLIP_MEAN).view(1, 3, 1, 1)
-        std = pixel_values.new_tensor(CLIP_STD).view(1, 3, 1, 1)
-        return super().forward((pixel_values - mean) / std, interpolate_pos_encoding)
+        return super().forward(clip_normalize(pixel_values), interpolate_pos_encoding)
 
 
 class VisionTower(GitVisionModel):

@@ -1,0 +1,123 @@
+"""Batched HuBERT equals unbatched HuBERT, for every kind of front end, and a stranger's codebook is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import HubertConfig, HubertModel
+
+from pipeline.errors import InputError
+from pipeline.speech.hubert import BUNDLED, SpeechEncoder, length_batches
+from pipeline.speech.kmeans import Codebook, fit_kmeans
+from pipeline.speech.units import check_belongs, encode_units
+
+FAMILIES = {
+    "base": {"feat_extract_norm": "group"},
+    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+    "25hz": {"feat_extract_norm": "group", "conv_pos_batch_norm": True},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory):
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        **FAMILIES[request.param],
+    )
+    model = HubertModel(config)
+    if model.encoder.pos_conv_embed.batch_norm is not None:
+        # Fresh statistics would hide that batch norm moves the zeros behind an utterance's end.
+        torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.bias)
+        torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.running_mean)
+    path = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(path)
+    return path
+
+
+def noise(num_samples, seed=0):
+    return (0.1 * np.random.default_rng([seed, num_samples]).standard_normal(num_samples)).astype(np.float32)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_batched_equals_unbatched_and_transformers(folder, normalize):
+    encoder = SpeechEncoder(folder, 2, normalize)
+    waveforms = [noise(n) for n in (400, 719, 720, 16_000, 50_001)]
+    waveforms += [np.zeros(9000, np.float32), np.sign(noise(12_345))]  # silence, clipping
+    batched = encoder.encode(waveforms)
+    reference = HubertModel.from_pretrained(folder).eval()
+    for waveform, features in zip(waveforms, batched, strict=True):
+        samples = torch.from_numpy(waveform)[None]
+        if normalize:
+            samples = torch.nn.functional.layer_norm(samples, samples.shape)
+        with torch.inference_mode():
+            alone = reference(samples, output_hidden_states=True).hidden_states[2][0]
+        assert features.shape == alone.shape == (encoder.num_frames(len(waveform)), 32)
+        assert float((features - alone).abs().max()) < 1e-4
+
+
+def test_the_padding_of_transformers_would_change_features(folder):
+    """The reason for this module: without it the test above would be about nothing."""
+    reference = HubertModel.from_pretrained(folder).eval()
+    if reference.config.feat_extract_norm != "group":
+        pytest.skip("only group norm over time sees the padding")
+    padded = torch.zeros(1, 32_000)
+    padded[0, :16_000] = torch.from_numpy(noise(16_000))
+    with torch.inference_mode():
+        alone = reference(padded[:, :16_000]).last_hidden_state[0]
+        mask = torch.zeros(1, 32_000, dtype=torch.long)
+        mask[:, :16_000] = 1
+        in_batch = reference(padded, attention_mask=mask).last_hidden_state[0][: len(alone)]
+    assert float((in_batch - alone).norm() / alone.norm()) > 0.05
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(400, 30_000), min_size=1, max_size=6), budget=st.integers(400, 90_000))
+def test_units_do_not_depend_on_the_batch(lengths, budget):
+    encoder = SpeechEncoder(BUNDLED, 2)
+    waveforms = [noise(n, seed=i) for i, n in enumerate(lengths)]
+    codebook = fit_kmeans(encoder.encode([noise(60_000)])[0].numpy(), 20, seed=0, n_init=1)
+    alone = [encode_units([w], encoder, codebook, 10**9)[0] for w in waveforms]
+    batched = encode_units(waveforms, encoder, codebook, budget)
+    backwards = encode_units(waveforms[::-1], encoder, codebook, budget)[::-1]
+    for one, two, three in zip(alone, batched, backwards, strict=True):
+        assert np.array_equal(one, two) and np.array_equal(one, three)
+
+
+def test_batches_keep_the_budget_and_lose_nothing():
+    lengths = [5, 100, 7, 100, 40, 3]
+    batches = length_batches(lengths, 110)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 110 for batch in batches)
+
+
+def test_too_short_and_not_finite_are_refused():
+    encoder = SpeechEncoder(BUNDLED, 1)
+    with pytest.raises(InputError, match="399 samples"):
+        encoder.encode([noise(399)])
+    with pytest.raises(InputError, match="finite"):
+        encoder.encode([np.full(1000, np.nan, np.float32)])
+    with pytest.raises(InputError, match="layer 99"):
+        SpeechEncoder(BUNDLED, 99)
+
+
+def test_a_codebook_of_another_encoder_is_refused_by_both_fingerprints(folder, tmp_path):
+    stranger, own = SpeechEncoder(folder, 1), SpeechEncoder(BUNDLED, 2)
+    codebook = Codebook(np.zeros((4, 32), np.float32), stranger.identity)
+    with pytest.raises(InputError) as refusal:
+        check_belongs(codebook, own, tmp_path / "codebook.safetensors")
+    assert codebook.fingerprint in str(refusal.value) and own.fingerprint in str(refusal.value)
+
+
+def test_bundled_encoder_says_what_it_is():
+    config = json.loads((BUNDLED / "config.json").read_text())
+    assert config["feat_extract_norm"] == "group" and (BUNDLED / "README.md").exists()
