@@ -36,7 +36,7 @@ def picture(seed: int, index: int, size: int, stream: int = PRETRAIN_STREAM) -> 
 
 def pretrain_vqgan(
     out_dir: Path,
-    steps: int = 4000,
+    steps: int = 5000,
     seed: int = 0,
     *,
     batch_size: int = 16,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
@@ -217,7 +217,7 @@ def _save(
     tensors["counts"] = counts
     # The number of the step is in the name, so that tensors and state.json can never disagree.
     with atomic_path(folder / f"step-{step}.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
     write_json(folder / "state.json", {"step": step, "history": history, "settings": fingerprint(settings.__dict__)})
     for path in folder.glob("step-*.safetensors"):
         if path.name != f"step-{step}.safetensors":

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from pipeline.errors import InputError
@@ -275,7 +275,7 @@ class ViTVQGAN(nn.Module):
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as temporary:
             # One key only: safetensors writes several in an order that changes from call to call.
-            save_file(weights, temporary, metadata={"fingerprint": self.fingerprint})
+            temporary.write_bytes(save(weights, metadata={"fingerprint": self.fingerprint}))
         write_json(folder / "config.json", values)
 
 
