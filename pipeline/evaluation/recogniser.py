@@ -1,0 +1,70 @@
+"""What evaluation asks of a recogniser, and how one is made from its name.
+
+A recogniser takes float32 waveforms [num_samples] at 16 kHz and gives one transcript each. It must not
+depend on the order of the waveforms nor on the number of workers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError
+
+SAMPLE_RATE = 16_000
+NAMES = ("pocketsphinx", "ctc", "wav2vec2")
+
+
+class Recogniser(Protocol):
+    """Speech to text."""
+
+    def transcribe(self, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[str]:
+        """One transcript a waveform, in order; "" where nothing was heard."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecogniserSettings:
+    """Which recogniser, and what it is given. Fields that a kind does not know are not looked at.
+
+    language_model (pocketsphinx): "captions" for an n-gram model of the texts given, "default" for the
+    general one of the wheel, or the path of an ARPA file. model (wav2vec2, ctc): a folder.
+    """
+
+    name: str = "pocketsphinx"
+    model: str = ""
+    language_model: str = "captions"
+    ngram_order: int = 2
+    dither: float = 0.003
+    seed: int = 0
+
+
+def make_recogniser(
+    settings: RecogniserSettings, texts: Sequence[str] = (), num_workers: int = 1, device: str = "cpu"
+) -> Recogniser:
+    """Build the recogniser of `settings`; `texts` feed a language model made of captions."""
+    if settings.name == "pocketsphinx":
+        from pipeline.evaluation.pocketsphinx import PocketsphinxRecogniser
+
+        return PocketsphinxRecogniser(
+            texts,
+            language_model=settings.language_model,
+            ngram_order=settings.ngram_order,
+            dither=settings.dither,
+            seed=settings.seed,
+            num_workers=num_workers,
+        )
+    if settings.name == "ctc":
+        from pipeline.evaluation.ctc import BUNDLED, CTCRecogniser
+
+        return CTCRecogniser(Path(settings.model) if settings.model else BUNDLED)
+    if settings.name == "wav2vec2":
+        from pipeline.evaluation.wav2vec2 import Wav2Vec2Recogniser
+
+        if not settings.model:
+            raise InputError("recogniser wav2vec2 needs recogniser_model: the folder of a wav2vec 2.0 model")
+        return Wav2Vec2Recogniser(settings.model, device)
+    raise InputError(f"recogniser: {settings.name!r} is unknown; known are {', '.join(NAMES)}")

@@ -1,0 +1,173 @@
+"""evaluate: the ladder from people's speech to the captioner's. Reads rows, recordings, units, image tokens and the
+trained parts; writes metrics.json, predictions.jsonl, audio/, report/index.html and plots/."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from stages._cli import In, Out, Section, StageContext
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.ladder import Metrics, Utterance
+    from pipeline.manifest import Row
+
+
+class Params(Section):
+    splits: list[str] = Field([], description="Splits to score; none given: all whose names start with `test`.")
+    max_items: int = Field(0, ge=0, description="Images of a split, the first so many; 0: all.")
+    max_captions: int = Field(1, ge=0, description="Recordings of an image in the first two rungs; 0: all.")
+    recogniser: Literal["pocketsphinx", "wav2vec2", "ctc"] = Field(
+        "pocketsphinx", description="Whose transcripts are scored."
+    )
+    recogniser_model: str = Field("", description="Folder of the wav2vec 2.0 (or ctc) model.")
+    second_recogniser: Literal["ctc", "none"] = Field("ctc", description="The stricter one, without a vocabulary.")
+    language_model: str = Field(
+        "captions",
+        description="pocketsphinx: captions (of training splits), corpus (of all), default, or an ARPA file.",
+    )
+    ngram_order: int = Field(3, ge=2, le=3, description="Order of the language model made of captions.")
+    dither: float = Field(0.004, ge=0, lt=1, description="Noise for pocketsphinx; standard deviation, full scale is 1.")
+    attributes: Literal["auto", "demo", "digits", "none"] = Field(
+        "auto", description="What is counted by meaning; auto: as the references are."
+    )
+    java_metrics: bool = Field(True, description="METEOR and SPICE, where a Java runtime (and their jars) are found.")
+    bootstrap_samples: int = Field(1000, ge=0, description="Resamples for the 95 % intervals; 0: none.")
+    num_report_items: int = Field(24, ge=1, description="Images of a split in the report.")
+    seed: int = Field(0, ge=0, description="Decides noise, shuffles, resamples and the items of the report.")
+
+
+def run(
+    params: Params,
+    context: StageContext,
+    *,
+    manifests: In = Path("manifests"),
+    root: In = Path("data/demo"),
+    units: In = Path("data/units"),
+    images: In = Path("data/images"),
+    vqgan: In = Path("data/vqgan"),
+    vocoder: In = Path("data/vocoder"),
+    model: In = Path("data/train/model"),
+    out: Out = Path("data/evaluate"),
+) -> None:
+    """Score recordings, resynthesised units, predictions and chance; write numbers, sound and a report.
+
+    A rung whose parts are not there (no vocoder, no captioner, no image tokens) is left out, and said.
+    """
+    from pipeline.errors import InputError
+    from pipeline.evaluation import ladder, outputs
+    from pipeline.evaluation.metrics import JavaScorers
+    from pipeline.manifest import read_split, split_names
+
+    known = split_names(manifests)
+    splits = params.splits or [name for name in known if name.startswith("test")]
+    for name in splits:
+        if name not in known:
+            raise InputError(f"evaluate.splits: {manifests} has no split {name!r}; it has {', '.join(known)}")
+    if not splits:
+        raise InputError(f"{manifests}: no split starts with `test` (it has {', '.join(known)}); give --splits")
+    number = min([count for count in (params.max_items, context.limit) if count], default=None)
+    rows = {name: read_split(manifests, name)[:number] for name in splits}
+    if context.dry_run:
+        print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
+        return
+    speakers, notes = _load_parts(context, vqgan, vocoder, model, units)
+    spoken = {name: _rungs(params, found, name, root, units, images, speakers) for name, found in rows.items()}
+    context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
+    recognisers = _recognisers(params, context, manifests, splits, notes)
+    for name, recogniser in recognisers.items():
+        ladder.listen([utterances for rungs in spoken.values() for utterances in rungs.values()], name, recogniser)
+        context.log(event="heard", recogniser=name)
+    java = JavaScorers() if params.java_metrics else None
+    notes += [f"{name.upper()} was not computed: {why}." for name, why in (java.missing if java else {}).items()]
+    settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed)
+    metrics = {name: _score(rungs, list(recognisers), settings, java) for name, rungs in spoken.items()}
+    outputs.write_outputs(
+        out,
+        outputs.Results(spoken, metrics, list(recognisers), notes),
+        root=root,
+        num_report_items=params.num_report_items,
+        seed=params.seed,
+    )
+    for line in outputs.summary_lines(metrics) + notes:
+        print(f"evaluate: {line}")
+
+
+def _load_parts(
+    context: StageContext, vqgan: Path, vocoder: Path, model: Path, units: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The captioner and the vocoder, as far as they are there, and a note on what is not."""
+    import torch
+
+    from pipeline.files import read_json
+    from pipeline.image_to_speech import ImageToSpeech
+    from pipeline.speech.vocoder import load_vocoder
+    from stages._settings import resolve_device
+
+    torch.set_num_threads(context.settings.num_threads)
+    device = resolve_device(context.settings.device)
+    parts: dict[str, Any] = {}
+    notes = []
+    if (vocoder / "config.json").exists():
+        facts = read_json(units / "units.json") if (units / "units.json").exists() else {}
+        parts["vocoder"] = load_vocoder(vocoder, device, units_fingerprint=facts.get("codebook_fingerprint"))
+    else:
+        notes.append(f"No resynthesis and no prediction: there is no vocoder in {vocoder}.")
+    if "vocoder" in parts and (model / "config.json").exists():
+        parts["captioner"] = ImageToSpeech.from_pretrained(model, vqgan_dir=vqgan, vocoder_dir=vocoder, device=device)
+    elif "vocoder" in parts:
+        notes.append(f"No prediction: there is no captioner in {model}.")
+    return parts, notes
+
+
+def _rungs(
+    params: Params, rows: "list[Row]", split: str, root: Path, units: Path, images: Path, parts: dict[str, Any]
+) -> "dict[str, list[Utterance]]":
+    from pipeline.evaluation import ladder
+
+    rungs = {"ground_truth": ladder.recordings(rows, root, params.max_captions)}
+    if "vocoder" in parts:
+        rungs["resynthesis"] = ladder.resynthesised(rows, units / split, parts["vocoder"], params.max_captions)
+    if "captioner" in parts and any(row.image for row in rows):
+        rungs["prediction"] = ladder.predicted(rows, parts["captioner"], images / split, root)
+    return rungs
+
+
+def _recognisers(
+    params: Params, context: StageContext, manifests: Path, splits: list[str], notes: list[str]
+) -> dict[str, Any]:
+    from pipeline.evaluation.recogniser import RecogniserSettings, make_recogniser
+    from pipeline.manifest import read_split, split_names
+    from stages._settings import resolve_device
+
+    texts: list[str] = []
+    language_model = params.language_model
+    if params.recogniser == "pocketsphinx" and language_model in ("captions", "corpus"):
+        training = [name for name in split_names(manifests) if name.startswith("train") and name not in splits]
+        sources = training if language_model == "captions" else split_names(manifests)
+        texts = [caption.text for name in sources for row in read_split(manifests, name) for caption in row.captions]
+        whose = "the training captions" if language_model == "captions" else "all captions, those scored here included"
+        notes.append(f"The recogniser's vocabulary and language model are made of {whose}, which flatters it.")
+        language_model = "captions"
+    settings = RecogniserSettings(
+        params.recogniser, params.recogniser_model, language_model, params.ngram_order, params.dither, params.seed
+    )
+    device = resolve_device(context.settings.device)
+    first = make_recogniser(settings, texts, context.settings.num_workers, device)
+    if missing := getattr(first, "missing_words", []):
+        shown = ", ".join(missing[:12]) + (" ..." if len(missing) > 12 else "")
+        notes.append(f"{len(missing)} words of the captions are not in the recogniser's dictionary: {shown}.")
+    recognisers: dict[str, Any] = {params.recogniser: first}
+    if params.second_recogniser != "none" and params.second_recogniser != params.recogniser:
+        recognisers["ctc"] = make_recogniser(RecogniserSettings("ctc"))
+        notes.append("The strict ear is a small network that spells what it hears, without a vocabulary.")
+    return recognisers
+
+
+def _score(rungs: "dict[str, list[Utterance]]", names: list[str], settings: Any, java: Any) -> "dict[str, Metrics]":
+    from pipeline.evaluation import ladder
+
+    scores = {name: ladder.score(utterances, names, settings, java) for name, utterances in rungs.items() if utterances}
+    if chance := ladder.score_chance(rungs.get("prediction", []), names, settings, java):
+        scores["chance"] = chance
+    return scores
