@@ -65,7 +65,7 @@ def _corpus(folder: Path, rate: int = 16000) -> dict[str, Path]:
     _write_split(folder, "val", ["ann", "bob", "bob"], rate)
     facts = {"codebook_fingerprint": FINGERPRINT, "num_units": 10, "sample_rate": 16000, "hop": 320}
     write_json(folder / "units" / "units.json", facts)
-    return {"manifest": folder / "manifests", "units": folder / "units", "root": folder / "corpus"}
+    return {"manifests": folder / "manifests", "units": folder / "units", "root": folder / "corpus"}
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("mel", 16000), ("hifigan", 8000)])
