@@ -1,1 +1,1 @@
-"""im2speech as a library: tensors and files; no params.yaml, no command line, no environment."""
+"""im2speech as a library: tensors and files; no params.yaml, no command line, no machine settings."""

@@ -73,6 +73,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 records.append(record)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error})") from error
     return records
 
 

@@ -222,7 +222,7 @@ def _run_one(work: Work, scratch: Path, suffix: str, name: str) -> ShardResult:
         }
         write_json(scratch / "results" / f"{name}.json", record)
         os.replace(temporary, final)
-    except Exception as error:
+    except BaseException as error:
         error.add_note(f"while working on shard {name}")
         raise
     finally:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from pipeline.errors import InputError
-from pipeline.files import atomic_path, fingerprint
+from pipeline.files import fingerprint
+from pipeline.tensors import write_safetensors
 
 # Rows assigned at a time: bounds the [rows, K] distance matrix.
 _ASSIGN_ROWS = 65_536
@@ -36,9 +36,7 @@ class Codebook:
                 f"codebook: centroids must be float32 [K, D], not {self.centroids.dtype} {self.centroids.shape}"
             )
         if len(self.centroids) > 65_535:
-            raise InputError(
-                f"codebook: {len(self.centroids)} centroids; units are uint16, so at most 65,535"
-            )
+            raise InputError(f"codebook: {len(self.centroids)} centroids; units are uint16, so at most 65,535")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,8 +65,7 @@ class Codebook:
     def save(self, path: Path) -> None:
         """Write safetensors, atomically."""
         metadata = {key: json.dumps(value, sort_keys=True) for key, value in sorted(self.metadata.items())}
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save({"centroids": self.centroids}, metadata))
+        write_safetensors(path, {"centroids": self.centroids}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -103,9 +100,7 @@ def fit_kmeans(
     from sklearn.cluster import MiniBatchKMeans
 
     if len(features) < num_clusters:
-        raise InputError(
-            f"kmeans: {len(features)} frames cannot make {num_clusters} clusters; lower num_clusters"
-        )
+        raise InputError(f"kmeans: {len(features)} frames cannot make {num_clusters} clusters; lower num_clusters")
     estimator = MiniBatchKMeans(
         num_clusters,
         init="k-means++",

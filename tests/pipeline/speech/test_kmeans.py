@@ -41,6 +41,10 @@ def test_round_trip_and_fingerprint(tmp_path):
     again = Codebook.load(tmp_path / "codebook.safetensors")
     assert np.array_equal(again.centroids, codebook.centroids) and again.metadata == codebook.metadata
     assert again.fingerprint == codebook.fingerprint
+    first = (tmp_path / "codebook.safetensors").read_bytes()
+    for _ in range(5):
+        codebook.save(tmp_path / "codebook.safetensors")
+        assert (tmp_path / "codebook.safetensors").read_bytes() == first
     other = Codebook(codebook.centroids, {**codebook.metadata, "layer": 3})
     assert other.fingerprint != codebook.fingerprint
 
