@@ -27,7 +27,7 @@ class Params(Section):
         description="pocketsphinx: captions (of training splits), corpus (of all), default, or an ARPA file.",
     )
     ngram_order: int = Field(3, ge=2, le=3, description="Order of the language model made of captions.")
-    dither: float = Field(0.004, ge=0, lt=1, description="Noise for pocketsphinx; standard deviation, full scale is 1.")
+    dither: float = Field(0.01, ge=0, lt=1, description="Noise for pocketsphinx; standard deviation, full scale is 1.")
     attributes: Literal["auto", "demo", "digits", "none"] = Field(
         "auto", description="What is counted by meaning; auto: as the references are."
     )

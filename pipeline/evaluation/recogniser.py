@@ -37,8 +37,8 @@ class RecogniserSettings:
     name: str = "pocketsphinx"
     model: str = ""
     language_model: str = "captions"
-    ngram_order: int = 2
-    dither: float = 0.003
+    ngram_order: int = 3
+    dither: float = 0.01
     seed: int = 0
 
 
