@@ -20,7 +20,6 @@ from pipeline.evaluation.metrics import word_errors
 from pipeline.evaluation.recogniser import SAMPLE_RATE
 from pipeline.evaluation.report import (
     METRICS,
-    RUNGS,
     ReportItem,
     SplitReport,
     Voice,
@@ -155,7 +154,7 @@ def _item(
     root: Path,
 ) -> ReportItem:
     shown = []
-    for rung in RUNGS:
+    for rung in ("prediction", "ground_truth", "resynthesis"):  # the result first
         for utterance in voices.get(rung, [])[:1]:
             shown.append(
                 Voice(

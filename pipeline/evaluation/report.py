@@ -35,11 +35,12 @@ RUNGS = {
     ),
 }
 METRICS = {
-    "wer": "Word errors", "wer_ctc": "Word errors, strict ear", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3",
+    "wer": "Word errors", "wer_ctc": "Strict ear", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3",
     "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR", "spice": "SPICE",
     "colour": "Colour", "shape": "Shape", "size": "Size", "relation": "Relation", "digit": "Digits",
     "all": "All attributes", "exact": "Exact",
 }  # fmt: skip
+ATTRIBUTES = ("colour", "shape", "size", "relation", "digit")
 LOWER_IS_BETTER = ("wer", "wer_ctc")
 MAX_BYTES = 22_000_000
 
@@ -139,33 +140,52 @@ def _number(value: object) -> float:
 
 
 def _charts(metrics: Mapping[str, Metrics]) -> str:
-    """A small bar chart each for the figures that matter most."""
+    """A small bar chart each for the figures that matter most, and one of what the result gets right."""
     shown = [name for name in ("bleu4", "exact", "wer", "wer_ctc") if any(name in rung for rung in metrics.values())]
-    return "".join(_chart(name, metrics) for name in shown)
+    charts = [_chart(name, metrics) for name in shown]
+    result = next((rung for rung in ("prediction", "resynthesis", "ground_truth") if rung in metrics), "")
+    attributes = [name for name in ATTRIBUTES if name in metrics.get(result, {})]
+    if attributes:
+        bars = [(METRICS[name], result, metrics[result], name) for name in attributes]
+        chance = [metrics["chance"].get(name) if "chance" in metrics else None for name in attributes]
+        title = "What is right <small>%, tick: chance</small>"
+        charts.append(_figure(title, bars, 100.0, chance))
+    return "".join(charts)
 
 
 def _chart(name: str, metrics: Mapping[str, Metrics]) -> str:
-    bars = []
-    present = [rung for rung in RUNGS if name in metrics.get(rung, {})]
-    top = max([100.0, *(_number(metrics[rung][name]) for rung in present)])
-    for place, rung in enumerate(present):
-        value, y = _number(metrics[rung][name]), 26 * place
-        interval = metrics[rung].get(f"{name}_ci")
-        bars.append(
-            f"<rect class='track' x='0' y='{y}' width='200' height='14' rx='3'/>"
-            f"<rect class='bar {rung}' x='0' y='{y}' width='{200 * value / top:.1f}' height='14' rx='3'/>"
+    bars = [("", rung, metrics[rung], name) for rung in RUNGS if name in metrics.get(rung, {})]
+    better = "low is good" if name in LOWER_IS_BETTER else "high is good"
+    top = max([100.0, *(_number(found[name]) for _, _, found, _ in bars)])
+    return _figure(f"{METRICS[name]} <small>%, {better}</small>", bars, top, [None] * len(bars))
+
+
+def _figure(title: str, bars: Sequence[tuple[str, str, Metrics, str]], top: float, ticks: Sequence[object]) -> str:
+    """Bars (label, rung, metrics, metric) on a scale from 0 to `top`, whiskers at the interval, ticks where given."""
+    drawn, left = [], 56 if any(label for label, *_ in bars) else 0
+    width = 200 - left
+
+    def at(value: float) -> float:
+        return left + width * min(value, top) / top
+
+    for place, ((label, rung, found, name), tick) in enumerate(zip(bars, ticks, strict=True)):
+        value, y = _number(found[name]), 26 * place
+        drawn.append(
+            f"<text x='0' y='{y + 11}'>{escape(label)}</text>"
+            f"<rect class='track' x='{left}' y='{y}' width='{width}' height='14' rx='3'/>"
+            f"<rect class='bar {rung}' x='{left}' y='{y}' width='{at(value) - left:.1f}' height='14' rx='3'/>"
             f"<text x='208' y='{y + 11}'>{value:.1f}</text>"
         )
+        interval = found.get(f"{name}_ci")
         if isinstance(interval, list):
-            low, high = (200 * min(edge, top) / top for edge in interval)
-            bars.append(
-                f"<path class='whisker' d='M{low:.1f} {y + 7}H{high:.1f}M{low:.1f} {y + 4}v6M{high:.1f} {y + 4}v6'/>"
-            )
-    better = "lower is better" if name in LOWER_IS_BETTER else "higher is better"
+            low, high = at(interval[0]), at(interval[1])
+            edges = f"M{low:.1f} {y + 4}v6M{high:.1f} {y + 4}v6"
+            drawn.append(f"<path class='whisker' d='M{low:.1f} {y + 7}H{high:.1f}{edges}'/>")
+        if tick is not None:
+            drawn.append(f"<path class='tick' d='M{at(_number(tick)):.1f} {y - 2}v18'/>")
     return (
-        f"<figure><figcaption>{METRICS[name]} <small>%, {better}</small></figcaption>"
-        f"<svg viewBox='0 -2 250 {26 * len(present)}' role='img' aria-label='{METRICS[name]}'>"
-        f"{''.join(bars)}</svg></figure>"
+        f"<figure><figcaption>{title}</figcaption>"
+        f"<svg viewBox='0 -3 250 {26 * len(bars)}' role='img'>{''.join(drawn)}</svg></figure>"
     )
 
 
@@ -195,10 +215,12 @@ def _card(item: ReportItem, budget: _Budget) -> str:
         f"<img alt='' src='{_data_uri('image/jpeg', item.picture)}'>" if item.picture else "<div class='blank'></div>"
     )
     voices = "".join(_voice(voice, budget) for voice in item.voices)
-    references = "".join(f"<li>{escape(text)}</li>" for text in item.references)
+    said = f"<p class='ref'>{escape(item.references[0])}</p>" if item.references else ""
+    if others := "".join(f"<li>{escape(text)}</li>" for text in item.references[1:]):
+        said += f"<details><summary>{len(item.references) - 1} more captions</summary><ul>{others}</ul></details>"
     return (
         f"<article><div class='top'>{picture}<div class='said'><p class='key'>{escape(item.key)}</p>"
-        f"<ul class='refs'>{references}</ul></div></div>{voices}</article>"
+        f"{said}</div></div>{voices}</article>"
     )
 
 

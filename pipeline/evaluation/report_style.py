@@ -24,10 +24,11 @@ gap:16px 28px;font-size:14px;color:var(--soft)}
 .prediction{--dot:var(--prediction)}.chance{--dot:var(--chance)}
 nav{margin-top:28px;padding-top:14px;border-top:1px solid var(--line);font-size:14px}
 nav a{margin-right:18px;color:var(--prediction);text-decoration:none}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:28px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(186px,1fr));gap:28px}
 figure{margin:0}figcaption{font-size:14px;font-weight:600;margin-bottom:10px}
 small{font-weight:400;color:var(--soft);font-size:12px}
 svg{width:100%;height:auto;display:block}
+.tick{stroke:var(--ink);stroke-width:1.5}
 .track{fill:var(--track)}.bar{fill:var(--dot)}.whisker{stroke:var(--ink);fill:none;opacity:.65}
 svg text{font-size:11px;fill:var(--ink)}
 .numbers{margin-top:24px}.numbers summary{cursor:pointer;color:var(--soft);font-size:14px}
@@ -39,9 +40,11 @@ td small{margin-left:8px}th .dot{margin-right:7px}.none{color:var(--soft)}.count
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:20px}
 article{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px}
 .top{display:flex;gap:14px}
-.top img,.blank{flex:none;width:112px;height:112px;border-radius:8px;object-fit:cover;background:var(--track)}
-.said{min-width:0}.key{margin:0 0 4px;font-size:12px;color:var(--soft);overflow-wrap:anywhere}
-.refs{margin:0;padding:0 0 0 14px;font-size:13px;line-height:1.4;color:var(--soft)}
+.top img,.blank{flex:none;width:128px;height:128px;border-radius:8px;object-fit:cover;background:var(--track)}
+.said{min-width:0}.key{margin:0 0 4px;font-size:11px;color:var(--soft);overflow-wrap:anywhere}
+.ref{margin:0;font-size:14px;line-height:1.4}
+.said details{font-size:13px;line-height:1.4;color:var(--soft);margin-top:6px}.said summary{cursor:pointer}
+.said ul{margin:4px 0 0;padding:0 0 0 14px}
 .voice{margin-top:12px;padding-top:10px;border-top:1px solid var(--line)}
 .who{margin:0 0 4px;font-size:12px;color:var(--soft);display:flex;gap:7px}.who .dot{margin-top:5px}
 audio{width:100%;height:32px}
