@@ -40,6 +40,7 @@ def git_inputs(input: Literal["tokens", "pixels"], vqgan_dir: Path | None = None
             token_dim=dim,
             token_grid=(height, width),
             image_tokenizer=tokenizer.fingerprint,
+            dropout=0.0,
         )
 
     @torch.inference_mode()
@@ -54,7 +55,7 @@ def git_inputs(input: Literal["tokens", "pixels"], vqgan_dir: Path | None = None
 
 
 def _pixel_config(vocab_size: int) -> CaptionerConfig:
-    return make_config(input="pixels", vocab_size=vocab_size, stem_channels=(32, 64, 96, 128))
+    return make_config(input="pixels", vocab_size=vocab_size, stem_channels=(32, 64, 96, 128), dropout=0.0)
 
 
 def _to_pixels(pictures: npt.NDArray[np.uint8]) -> torch.Tensor:

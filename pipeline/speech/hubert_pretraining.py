@@ -3,7 +3,10 @@
 Reads nothing; writes a transformers `HubertModel` folder (config.json, model.safetensors) and figures.json.
 Iteration 1 predicts clusters of MFCC, iteration 2 clusters of the first one's features and starts from its
 weights (the paper starts anew; at this size and budget a warm start reaches the same place sooner).
-Source of the method: Hsu et al. 2021, HuBERT. The front end is the base model's (group norm over time).
+What is heard is a text in any voice; the targets are those of the same text in one reference voice, frame
+by frame. So the features learn to leave the speaker out, as ContentVec's do by converting voices.
+Sources: Hsu et al. 2021, HuBERT; Qian et al. 2022, ContentVec. The front end is the base model's (group
+norm over time).
 """
 
 from collections.abc import Callable
@@ -34,18 +37,18 @@ Targets = list[npt.NDArray[np.int64]]
 class Recipe:
     """Sizes and budgets. Steps, not seconds, so that another machine makes the same model."""
 
-    num_utterances: int = 4000
+    num_utterances: int = 3500
     num_held_out: int = 150
     num_words: int = 8000
     hidden_size: int = 144
     num_layers: int = 3
     conv_channels: int = 48
-    steps: tuple[int, int] = (1800, 2800)
+    steps: tuple[int, int] = (2200, 2600)
     num_clusters: tuple[int, int] = (100, 200)
     batch_size: int = 10
     crop_frames: int = 100
     learning_rate: float = 2e-3
-    unmasked_weight: float = 0.2
+    unmasked_weight: float = 1.0
     seed: int = 0
 
 
@@ -70,9 +73,7 @@ def make_config(recipe: Recipe) -> HubertConfig:
     )
 
 
-def pretrain_hubert(
-    out_dir: Path, recipe: Recipe, num_workers: int, log: Callable[..., None]
-) -> dict[str, Any]:
+def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callable[..., None]) -> dict[str, Any]:
     """Make the data, run both iterations, measure on held-out utterances, save. Returns the figures.
 
     A finished first iteration in `out_dir` is taken up again, so a kill costs at most one iteration.
@@ -83,12 +84,14 @@ def pretrain_hubert(
     speech, held_out = speech[: recipe.num_utterances], speech[recipe.num_utterances :]
     seconds = sum(len(utterance.waveform) for utterance in speech) / 16_000
     log(event="data", hours=round(seconds / 3600, 3), utterances=len(speech))
-    waveforms = [utterance.waveform.astype(np.float32) / 32768 for utterance in speech]
+    waveforms = [_float(utterance.waveform) for utterance in speech]
+    maps = [frame_map(utterance) for utterance in speech]
     parallel = joblib.Parallel(n_jobs=num_workers, batch_size=64)
-    features = parallel(joblib.delayed(mfcc)(waveform) for waveform in waveforms)
-    test_mfcc = [mfcc(u.waveform.astype(np.float32) / 32768) for u in held_out]
+    features = parallel(joblib.delayed(mfcc)(_float(utterance.reference)) for utterance in speech)
+    train_mfcc = parallel(joblib.delayed(mfcc)(waveform) for waveform in waveforms[:500])
+    test_mfcc = [mfcc(_float(u.waveform)) for u in held_out]
     figures: dict[str, Any] = {"recipe": asdict(recipe), "hours": round(seconds / 3600, 2)}
-    figures["mfcc"] = _quality(features, test_mfcc, held_out, recipe.seed)
+    figures["mfcc"] = _quality(train_mfcc, test_mfcc, held_out, recipe.seed)
     log(event="mfcc", **figures["mfcc"])
 
     model = HubertModel(make_config(recipe))
@@ -98,7 +101,7 @@ def pretrain_hubert(
             log(event="resumed", folder=folder.name)
             model = HubertModel.from_pretrained(folder)
         else:
-            targets = _targets(features, recipe.num_clusters[iteration], recipe.seed)
+            targets = _targets(features, maps, recipe.num_clusters[iteration], recipe.seed)
             figures[f"loss_{iteration + 1}"] = _train(model, waveforms, targets, recipe, iteration, log)
             model.save_pretrained(folder)
         test = [_features(model, u.waveform) for u in held_out]
@@ -112,20 +115,43 @@ def pretrain_hubert(
         if iteration == 0:
             best = max(layers, key=lambda entry: entry["pnmi_200"])["layer"]
             features = [
-                _features(model, u.waveform)[best]
-                for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
+                _features(model, u.waveform)[best] for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
             ]
             figures["target_layer_2"] = best
     write_json(out_dir / "figures.json", figures)
     return figures
 
 
-def _targets(features: list[npt.NDArray[np.float32]], num_clusters: int, seed: int) -> Targets:
+def _float(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    return samples.astype(np.float32) / 32768
+
+
+def frame_map(utterance: wide_speech.Utterance) -> npt.NDArray[np.int64]:
+    """For each frame of the waveform, the reference's frame that speaks the same moment: int64 [num_frames].
+
+    Voices differ in pace: between the synthesiser's own time stamps time is stretched evenly.
+    """
+    num_frames, num_reference = (
+        (len(samples) - WINDOW) // HOP + 1 for samples in (utterance.waveform, utterance.reference)
+    )
+    here, there = [0, len(utterance.waveform)], [0, len(utterance.reference)]
+    if len(utterance.phonemes) == len(utterance.reference_phonemes):
+        here[1:1] = [start for start, _ in utterance.phonemes]
+        there[1:1] = [start for start, _ in utterance.reference_phonemes]
+    middles = np.arange(num_frames) * HOP + WINDOW // 2
+    frames = np.rint((np.interp(middles, here, there) - WINDOW // 2) / HOP)
+    return np.clip(frames, 0, num_reference - 1).astype(np.int64)
+
+
+def _targets(
+    features: list[npt.NDArray[np.float32]], maps: list[npt.NDArray[np.int64]], num_clusters: int, seed: int
+) -> Targets:
+    """Clusters of the reference's frames, laid over the frames that are heard."""
     sample = np.concatenate(features)
     rng = np.random.default_rng([seed, 2])
     sample = sample[rng.permutation(len(sample))[:200_000]]
     codebook = fit_kmeans(sample, num_clusters, seed=seed, n_init=1)
-    return [codebook.assign(utterance) for utterance in features]
+    return [codebook.assign(utterance)[places] for utterance, places in zip(features, maps, strict=True)]
 
 
 def _quality(
@@ -150,7 +176,7 @@ def _quality(
 def _features(model: HubertModel, waveform: npt.NDArray[np.int16]) -> list[npt.NDArray[np.float32]]:
     """Every hidden state [num_frames, D] of one utterance, unbatched."""
     model.eval()
-    samples = torch.from_numpy(waveform.astype(np.float32) / 32768)[None]
+    samples = torch.from_numpy(_float(waveform))[None]
     states = model(samples, output_hidden_states=True).hidden_states
     return [state[0].numpy() for state in states]
 
@@ -228,9 +254,7 @@ def _augment(rng: np.random.Generator, crop: npt.NDArray[np.float32]) -> npt.NDA
     return crop.astype(np.float32)
 
 
-def _mask(
-    rng: np.random.Generator, shape: tuple[int, ...], length: int = 10, fraction: float = 0.05
-) -> torch.Tensor:
+def _mask(rng: np.random.Generator, shape: tuple[int, ...], length: int = 10, fraction: float = 0.05) -> torch.Tensor:
     """Spans of `length` frames, each frame starting one with probability `fraction` (about 40 % masked)."""
     starts = rng.random(shape) < fraction
     mask = np.zeros(shape, bool)

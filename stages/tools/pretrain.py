@@ -47,7 +47,7 @@ def hubert(
 @command.command()
 def vqgan(
     out: Out = Path("data/pretrain/vit_vqgan"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5000,
     seed: Seed = 0,
 ) -> None:
     """A small ViT-VQGAN on drawn scenes, handwriting and textures."""
@@ -95,7 +95,7 @@ def git(
         num_images=num_images,
         steps=steps,
         batch_size=64,
-        learning_rate=1.5e-3,
+        learning_rate=1e-3,
         seed=seed,
         num_workers=settings.num_workers,
         log=_print,

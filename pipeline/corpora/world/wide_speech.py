@@ -19,10 +19,15 @@ _FUNCTION_WORDS = ("the", "a", "of", "and", "to", "in", "is", "on", "with", "for
 
 @dataclass(frozen=True)
 class Utterance:
-    """`waveform` int16 [num_samples] at 16 kHz; `phonemes` [(first sample, name), ...]."""
+    """One text in some voice and in the reference voice, each int16 [num_samples] at 16 kHz.
+
+    `phonemes` and `reference_phonemes`: [(first sample, name), ...] of either.
+    """
 
     waveform: npt.NDArray[np.int16]
     phonemes: list[tuple[int, str]]
+    reference: npt.NDArray[np.int16]
+    reference_phonemes: list[tuple[int, str]]
     voice: str
     text: str
 
@@ -55,13 +60,17 @@ def _speak(index: int, seed: int, num_words: int) -> Utterance:
     # Asking for another sampling rate and reading it as 16 kHz shifts formants as well: other heads.
     stretch = float(rng.uniform(0.88, 1.12))
     speech = espeak.synthesize(text, voice, rate, pitch, sample_rate=round(espeak.SAMPLE_RATE * stretch))
-    scaled = np.clip(speech.waveform, -1, 1) * 32767
-    return Utterance(scaled.astype(np.int16), speech.phonemes, voice, text)
+    reference = espeak.synthesize(text, espeak.VOICES[0], rate)
+    return Utterance(
+        _int16(speech.waveform), speech.phonemes, _int16(reference.waveform), reference.phonemes, voice, text
+    )
 
 
-def utterances(
-    num_utterances: int, seed: int, num_words: int = 8000, num_workers: int = 1
-) -> list[Utterance]:
+def _int16(waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+    return (np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+
+
+def utterances(num_utterances: int, seed: int, num_words: int = 8000, num_workers: int = 1) -> list[Utterance]:
     """Speak `num_utterances` random sentences; the same for any number of workers."""
     parallel = joblib.Parallel(n_jobs=num_workers)
     return list(parallel(joblib.delayed(_speak)(i, seed, num_words) for i in range(num_utterances)))
