@@ -71,6 +71,7 @@ def run(
     if context.dry_run:
         print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
         return
+    java = JavaScorers() if params.java_metrics else None  # early: it gets ready while we listen
     speakers, notes = _load_parts(context, vqgan, vocoder, model, units)
     spoken = {name: _rungs(params, found, name, root, units, images, speakers) for name, found in rows.items()}
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
@@ -78,7 +79,6 @@ def run(
     for name, recogniser in recognisers.items():
         ladder.listen([utterances for rungs in spoken.values() for utterances in rungs.values()], name, recogniser)
         context.log(event="heard", recogniser=name)
-    java = JavaScorers() if params.java_metrics else None
     notes += [f"{name.upper()} was not computed: {why}." for name, why in (java.missing if java else {}).items()]
     settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed)
     metrics = {name: _score(rungs, list(recognisers), settings, java) for name, rungs in spoken.items()}

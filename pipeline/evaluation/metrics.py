@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,39 +164,41 @@ def _pairs(transcripts: Sequence[str], references: Sequence[Sequence[str]]) -> l
 
 
 class JavaScorers:
-    """METEOR and SPICE, as far as this machine can run them; the processes start at the first use.
+    """METEOR and SPICE, as far as this machine can run them.
 
-    `missing` says, by metric, why it will not be computed. Nothing is ever downloaded.
+    `missing` says, by metric, why it will not be computed. Nothing is ever downloaded. METEOR needs seconds to
+    read its tables: make the object early, and its process gets ready while others work.
     """
 
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
+        self._scorers: dict[str, Any] = {}
         if shutil.which("java") is None:
             reason = "no Java runtime (the command `java`) on this machine"
             self.missing = {"meteor": reason, "spice": reason}
-        elif not _spice_jars():
-            self.missing = {"spice": "Stanford CoreNLP's jars are not in pycocoevalcap/spice/lib"}
-        self._scorers: dict[str, object] = {}
+            return
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        self._scorers["meteor"] = Meteor()
+        if _spice_jars():
+            from pycocoevalcap.spice.spice import Spice
+
+            self._scorers["spice"] = Spice()
+        else:
+            self.missing["spice"] = "Stanford CoreNLP's jars are not in pycocoevalcap/spice/lib"
 
     def scores(self, transcripts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Counted]:
         """{metric: mean of per-item values} of those that can be computed here."""
         pairs = _pairs(transcripts, references)
+        if not pairs:
+            return {}
         heard = {str(place): [pair[0]] for place, pair in enumerate(pairs)}
         texts = {str(place): pair[1] for place, pair in enumerate(pairs)}
         found = {}
-        for name in ("meteor", "spice"):
-            if name not in self.missing and pairs:
-                _, values = self._scorer(name).compute_score(texts, heard)  # type: ignore[attr-defined]
-                found[name] = averaged([v["All"]["f"] if isinstance(v, dict) else v for v in values])
+        for name, scorer in self._scorers.items():
+            values = scorer.compute_score(texts, heard)[1]
+            found[name] = averaged([v["All"]["f"] if isinstance(v, dict) else v for v in values])
         return found
-
-    def _scorer(self, name: str) -> object:
-        if name not in self._scorers:
-            from pycocoevalcap.meteor.meteor import Meteor
-            from pycocoevalcap.spice.spice import Spice
-
-            self._scorers[name] = Meteor() if name == "meteor" else Spice()
-        return self._scorers[name]
 
 
 def _spice_jars() -> bool:

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ SAMPLE_RATE = 16_000
 PADDING_SECONDS = (0.05, 0.3)
 LANGUAGE_WEIGHT = 10.0
 _CHUNK = 16
+_LONGEST_PHRASE = 4  # joints in a token of joined words
+_MOST_PRONUNCIATIONS = 8  # of one token
 _NOISE_CORNER = 200.0  # Hz; below it the noise is flat, above it falls by 6 dB an octave
 
 
@@ -90,15 +93,42 @@ def arpa(sentences: Sequence[Sequence[str]], order: int = 2) -> str:
     return "\n".join([*lines, "", "\\end\\", ""])
 
 
-def dictionary(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The wheel's dictionary cut down to `words`, as a file's text, and the words that it does not know."""
-    known, lines, missing = pronunciations(), [], []
-    for word in sorted(set(words)):
-        if word not in known:
-            missing.append(word)
-        for number, phones in enumerate(known.get(word, ()), start=1):
-            lines.append(f"{word}{f'({number})' if number > 1 else ''} {phones}")
-    return "\n".join([*lines, ""]), missing
+def join_phrases(sentences: Sequence[Sequence[str]], min_count: int = 50) -> list[list[str]]:
+    """Make one token ("to_the_left_of") of words that hardly ever come apart, so that an n-gram sees past them.
+
+    Two neighbours are joined when they meet at least `min_count` times, and one of them has no other neighbour
+    on that side in 98 % of its occurrences; joined tokens may be joined again.
+    """
+    joined = [list(sentence) for sentence in sentences]
+    while True:
+        words = Counter(word for sentence in joined for word in sentence)
+        pairs = Counter(pair for sentence in joined for pair in pairwise(sentence))
+        fixed = {
+            pair: count
+            for pair, count in pairs.items()
+            if count >= max(min_count, 0.98 * min(words[pair[0]], words[pair[1]]))
+            and "_".join(pair).count("_") <= _LONGEST_PHRASE
+        }
+        if not fixed:
+            return joined
+        first, second = min(fixed, key=lambda pair: (-fixed[pair], pair))
+        for sentence in joined:
+            for place in range(len(sentence) - 2, -1, -1):
+                if sentence[place : place + 2] == [first, second]:
+                    sentence[place : place + 2] = [f"{first}_{second}"]
+
+
+def dictionary(tokens: Sequence[str]) -> str:
+    """A pronouncing dictionary for `tokens` out of the wheel's; joined words are spoken one after the other.
+
+    Every word must be known to the wheel's dictionary.
+    """
+    known, lines = pronunciations(), []
+    for token in sorted(set(tokens)):
+        ways = islice(product(*(known[word] for word in token.split("_"))), _MOST_PRONUNCIATIONS)
+        for number, phones in enumerate(ways, start=1):
+            lines.append(f"{token}{f'({number})' if number > 1 else ''} {' '.join(phones)}")
+    return "\n".join([*lines, ""])
 
 
 def dithered(waveform: npt.NDArray[np.float32], deviation: float, seed: Sequence[int]) -> bytes:
@@ -125,7 +155,7 @@ def decode(config: dict[str, Any], recordings: Sequence[bytes]) -> list[str]:
         decoder.process_raw(recording, no_search=False, full_utt=True)
         decoder.end_utt()
         best = decoder.hyp()
-        texts.append(best.hypstr if best else "")
+        texts.append(best.hypstr.replace("_", " ") if best else "")
     return texts
 
 
@@ -156,7 +186,7 @@ class PocketsphinxRecogniser:
             raise InputError(f"language_model {language_model!r}: neither captions, nor default, nor a file")
         if language_model == "captions":
             sentences = [normalise(text).split() for text in texts]
-            self._dictionary, self.missing_words = dictionary([word for words in sentences for word in words])
+            self.missing_words = sorted({word for words in sentences for word in words} - set(pronunciations()))
             unknown = set(self.missing_words)
             sentences = [words for s in sentences if (words := [word for word in s if word not in unknown])]
             if not sentences:
@@ -164,6 +194,8 @@ class PocketsphinxRecogniser:
                     "language_model captions: no training caption has a word that the dictionary knows; "
                     "set evaluate.language_model to default, or to corpus where there is no training split"
                 )
+            sentences = join_phrases(sentences)
+            self._dictionary = dictionary([token for sentence in sentences for token in sentence])
             self._arpa = arpa(sentences, ngram_order)
 
     def transcribe(self, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[str]:

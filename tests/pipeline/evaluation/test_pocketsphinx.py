@@ -9,7 +9,14 @@ import pytest
 from pipeline.corpora.world import scenes
 from pipeline.corpora.world.espeak import synthesize
 from pipeline.errors import InputError
-from pipeline.evaluation.pocketsphinx import PocketsphinxRecogniser, arpa, common_words, dictionary, dithered
+from pipeline.evaluation.pocketsphinx import (
+    PocketsphinxRecogniser,
+    arpa,
+    common_words,
+    dictionary,
+    dithered,
+    join_phrases,
+)
 
 
 def _captions(split: str, number: int, seed: int) -> list[str]:
@@ -89,11 +96,21 @@ def _is_number(text: str) -> bool:
 
 
 def test_dictionary_and_common_words() -> None:
-    text, missing = dictionary(["the", "zzzz", "the"])
-    assert missing == ["zzzz"]
-    assert [line.split(" ")[0] for line in text.splitlines()] == ["the", "the(2)"]
+    lines = dictionary(["left_of", "the", "the"]).splitlines()
+    assert lines == ["left_of L EH F T AH V", "the DH AH", "the(2) DH IY"]
     words, weights = common_words(50)
     assert {"the", "and"} <= set(words[:10]) and math.isclose(weights.sum(), 1.0)
+
+
+def test_words_that_never_come_apart_are_one_token() -> None:
+    sentences = [
+        ["a", "dog", "to", "the", "left", "of", "the", "cat"],
+        ["the", "cat", "to", "the", "right", "of", "a", "dog"],
+    ]
+    joined = join_phrases(sentences * 30, min_count=30)
+    assert "to_the_left_of" in joined[0] and "to_the_right_of" in joined[1]
+    assert [word for token in joined[0] for word in token.split("_")] == sentences[0]
+    assert join_phrases(sentences) == sentences  # too rare to tell
 
 
 def test_noise_is_seeded_and_of_the_size_asked_for() -> None:
