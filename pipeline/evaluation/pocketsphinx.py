@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from pipeline.evaluation.text import normalise
+from pipeline.evaluation.text import normalise, vocabulary
 
 SAMPLE_RATE = 16_000
 # Little silence before the speech: with more, a first "a" is often heard as "the".
@@ -194,7 +194,9 @@ class PocketsphinxRecogniser:
                     "language_model captions: no training caption has a word that the dictionary knows; "
                     "set evaluate.language_model to default, or to corpus where there is no training split"
                 )
-            sentences = join_phrases(sentences)
+            # Every word stays by itself as well: nothing forces a phrase on who says only a part of it.
+            alone = [[word] for word in vocabulary(texts) if word not in unknown]
+            sentences = join_phrases(sentences) + alone
             self._dictionary = dictionary([token for sentence in sentences for token in sentence])
             self._arpa = arpa(sentences, ngram_order)
 

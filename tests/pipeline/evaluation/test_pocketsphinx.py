@@ -103,14 +103,12 @@ def test_dictionary_and_common_words() -> None:
 
 
 def test_words_that_never_come_apart_are_one_token() -> None:
-    sentences = [
-        ["a", "dog", "to", "the", "left", "of", "the", "cat"],
-        ["the", "cat", "to", "the", "right", "of", "a", "dog"],
-    ]
-    joined = join_phrases(sentences * 30, min_count=30)
-    assert "to_the_left_of" in joined[0] and "to_the_right_of" in joined[1]
-    assert [word for token in joined[0] for word in token.split("_")] == sentences[0]
-    assert join_phrases(sentences) == sentences  # too rare to tell
+    sentences = [text.split() for text in _captions("train", 400, seed=0)]
+    joined = join_phrases(sentences)
+    tokens = {token for sentence in joined for token in sentence if "_" in token}
+    assert tokens == {"to_the_left_of", "to_the_right_of", "there_is_a"}
+    assert [[word for token in s for word in token.split("_")] for s in joined] == sentences
+    assert join_phrases(sentences[:20]) == sentences[:20]  # too few to tell
 
 
 def test_noise_is_seeded_and_of_the_size_asked_for() -> None:
