@@ -160,7 +160,10 @@ def _recognisers(
     recognisers: dict[str, Any] = {params.recogniser: first}
     if params.second_recogniser != "none" and params.second_recogniser != params.recogniser:
         recognisers["ctc"] = make_recogniser(RecogniserSettings("ctc"))
-        notes.append("The strict ear is a small network that spells what it hears, without a vocabulary.")
+        notes.append(
+            "The strict ear is a small network that spells what it hears, without a vocabulary; it has learnt from "
+            "synthetic speech only, so of people it understands next to nothing."
+        )
     return recognisers
 
 
