@@ -43,7 +43,7 @@ class Recipe:
     hidden_size: int = 144
     num_layers: int = 3
     conv_channels: int = 48
-    steps: tuple[int, int] = (2200, 2600)
+    steps: tuple[int, int] = (2200, 2200)
     num_clusters: tuple[int, int] = (100, 200)
     batch_size: int = 10
     crop_frames: int = 100
@@ -115,7 +115,7 @@ def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callab
         if iteration == 0:
             best = max(layers, key=lambda entry: entry["pnmi_200"])["layer"]
             features = [
-                _features(model, u.waveform)[best] for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
+                _features(model, u.reference)[best] for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
             ]
             figures["target_layer_2"] = best
     write_json(out_dir / "figures.json", figures)
