@@ -17,9 +17,7 @@ class Params(Section):
 
     input: Literal["tokens", "pixels"] = Field("tokens", description="What the captioner sees.")
     init: str = Field("bundled", description="`bundled`, `none`, or the folder of a captioner checkpoint.")
-    init_decoder: bool = Field(
-        True, description="Take the decoder's layers from `init` too, not only the vision side."
-    )
+    init_decoder: bool = Field(True, description="Take the decoder's layers from `init` too, not only the vision side.")
     freeze_vision: bool = Field(True, description="Train neither vision tower nor projection.")
     steps: int = Field(1200, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Captions of a batch.")
@@ -29,9 +27,7 @@ class Params(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the cross-entropy.")
     dropout: float = Field(0.1, ge=0, lt=1, description="In the decoder.")
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm at most.")
-    num_pieces: int = Field(
-        150, ge=0, description="Byte-pair pieces over units, beside the units; 0 for none."
-    )
+    num_pieces: int = Field(150, ge=0, description="Byte-pair pieces over units, beside the units; 0 for none.")
     max_piece_units: int = Field(4, ge=2, description="Units in a piece at most.")
     max_length: int = Field(256, ge=4, description="Ids of a caption at most, BOS and EOS included.")
     evaluate_every: int = Field(300, ge=1, description="Steps between evaluations.")
@@ -60,26 +56,26 @@ def run(
     from pipeline.captioner.setup import build_captioner, read_examples
     from pipeline.captioner.training import TrainingSettings, train_captioner
     from pipeline.errors import InputError
-    from pipeline.files import write_json
+    from pipeline.files import fingerprint, write_json
     from pipeline.tokens.index import read_index, split_names
+    from stages._settings import resolve_device
 
     splits = split_names(shards)
     if "train" not in splits:
-        raise InputError(
-            f"{shards}: no split 'train' (found: {', '.join(splits) or 'none'}); run the shards stage"
-        )
+        raise InputError(f"{shards}: no split 'train' (found: {', '.join(splits) or 'none'}); run the shards stage")
     if context.dry_run:
         return
     torch.set_num_threads(context.settings.num_threads)
     index = read_index(shards, "train")
     model, vocabulary = build_captioner(params.model_dump(), shards, index, vqgan)
+    model.to(resolve_device(context.settings.device))
     train = read_examples(shards, "train", model, context.limit, cache=params.freeze_vision)
     validation_split = "val" if "val" in splits else "train"
     validation = read_examples(
         shards, validation_split, model, params.num_validation_images, cache=params.freeze_vision
     )
     fields = {name: getattr(params, name) for name in TrainingSettings.__dataclass_fields__}
-    shutil.rmtree(out / "dvclive", ignore_errors=True)
+    shutil.rmtree(out / "dvclive", ignore_errors=True)  # curves of an earlier run
     with Live(str(out / "dvclive"), dvcyaml=None, save_dvc_exp=False) as live:
 
         def log(step: int, figures: dict[str, float]) -> None:
@@ -89,7 +85,11 @@ def run(
                 live.log_metric(name, round(value, 5), timestamp=False)
             live.make_summary()
 
-        figures = train_captioner(model, vocabulary, train, validation, TrainingSettings(**fields), log)
+        run_name = fingerprint([params.model_dump(), index["fingerprint"], context.limit, len(train)])
+        checkpoint = context.settings.scratch_dir / f"train-{run_name}.safetensors"
+        figures = train_captioner(
+            model, vocabulary, train, validation, TrainingSettings(**fields), log, checkpoint=checkpoint
+        )
     model.save_pretrained(out / "model")
     vocabulary.save(out / "model" / "unit_vocabulary.json")
     write_json(out / "metrics.json", {name: round(value, 5) for name, value in figures.items()})

@@ -132,9 +132,7 @@ def read_examples(
             images.append(torch.from_numpy(sample.image.astype(np.int64))[None])
         else:
             if sample.jpg is None:
-                raise InputError(
-                    f"{shards_dir}/{split}: no pixels; set shards.include_pixels and repeat that stage"
-                )
+                raise InputError(f"{shards_dir}/{split}: no pixels; set shards.include_pixels and repeat that stage")
             images.append(pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size))
         captions.append([caption.units.tolist() for caption in sample.captions])
     if not images:

@@ -32,9 +32,7 @@ _CHUNK = 250
 Images = npt.NDArray[np.uint8]
 
 
-def wide_pairs(
-    num_images: int, seed: int, image_size: int, num_workers: int
-) -> tuple[Images, list[list[str]]]:
+def wide_pairs(num_images: int, seed: int, image_size: int, num_workers: int) -> tuple[Images, list[list[str]]]:
     """Pictures uint8 [N, S, S, 3] and the captions that fit each; the same for any number of workers."""
     chunks = range(0, num_images, _CHUNK)
     parts = joblib.Parallel(n_jobs=num_workers)(
@@ -165,9 +163,7 @@ def caption_loss(
     logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
     logits = logits[:, -(ids.shape[1] - 1) :]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
-    return functional.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=-100, label_smoothing=label_smoothing
-    )
+    return functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, label_smoothing=label_smoothing)
 
 
 @torch.inference_mode()

@@ -7,12 +7,14 @@ teacher-forced loss and unit error rate of free-running generations against the 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.captioner.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.captioner.data import Examples, collate, encode_captions, epoch_batches
 from pipeline.captioner.generation import generate_units
 from pipeline.captioner.model import Captioner
@@ -45,28 +47,31 @@ def train_captioner(
     validation: Examples,
     settings: TrainingSettings,
     log: Callable[[int, dict[str, float]], None],
+    checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Train in place; the weights of the best validation loss stay in `model`. Returns the final figures.
 
-    log: receives (step, figures) at each evaluation. Raises InputError when no caption fits `max_length`.
+    log: receives (step, figures) at each evaluation. checkpoint: a file written at each evaluation, from which
+    an interrupted run goes on to the same result; removed at the end. Raises InputError when no caption fits
+    `max_length`.
     """
     torch.manual_seed(settings.seed)
     pairs, num_too_long = encode_captions(train, vocabulary, settings.max_length)
     if not pairs:
-        raise InputError(
-            f"train: none of {num_too_long} captions has at most {settings.max_length} ids (max_length)"
-        )
+        raise InputError(f"train: none of {num_too_long} captions has at most {settings.max_length} ids (max_length)")
     optimizer = _optimizer(model, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = _endless(pairs, settings)
-    best, best_weights = float("inf"), copy.deepcopy(model.state_dict())
+    state = _start(model, optimizer, schedule, batches, checkpoint)
+    device = next(model.parameters()).device
     losses: list[float] = []
     figures: dict[str, float] = {}
-    for step in tqdm(range(1, settings.steps + 1), desc="train", unit="step", disable=None):
+    steps = range(state.step + 1, settings.steps + 1)
+    for step in tqdm(steps, desc="train", unit="step", total=settings.steps, initial=state.step, disable=None):
         _train_mode(model)
         images, ids = collate(train, pairs, next(batches), vocabulary.pad)
-        loss = caption_loss(model, images, ids, settings.label_smoothing)
+        loss = caption_loss(model, images.to(device), ids.to(device), settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
@@ -78,10 +83,45 @@ def train_captioner(
             losses.clear()
             log(step, figures)
             score = figures.get("validation_loss", figures["loss"])
-            if score <= best:
-                best, best_weights = score, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best_weights)
-    return {**figures, "best_validation_loss": best, "num_captions": len(pairs), "num_too_long": num_too_long}
+            if score <= state.best_score:
+                state.best_score, state.best = score, copy.deepcopy(model.state_dict())
+            if checkpoint is not None:
+                facts = {"step": step, "best_score": state.best_score, "figures": figures}
+                save_checkpoint(checkpoint, model.state_dict(), state.best, optimizer, facts)
+    model.load_state_dict(state.best)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    summary = {"best_validation_loss": state.best_score, "num_captions": len(pairs), "num_too_long": num_too_long}
+    return {**(figures or state.figures), **summary}
+
+
+@dataclass
+class _State:
+    """How far training has come."""
+
+    step: int
+    best_score: float
+    best: dict[str, torch.Tensor]
+    figures: dict[str, float]
+
+
+def _start(
+    model: Captioner,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    batches: Iterator[list[int]],
+    checkpoint: Path | None,
+) -> _State:
+    """The beginning, or where the checkpoint was written: weights, optimiser, schedule and place in the data."""
+    if checkpoint is None or not checkpoint.exists():
+        return _State(0, float("inf"), copy.deepcopy(model.state_dict()), {})
+    weights, best, facts = load_checkpoint(checkpoint, optimizer)
+    model.load_state_dict(weights)
+    for _ in range(facts["step"]):
+        next(batches)
+    schedule.last_epoch = facts["step"] - 1
+    schedule.step()
+    return _State(facts["step"], facts["best_score"], best, facts["figures"])
 
 
 def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -128,6 +168,7 @@ def _validate(
         for start in range(0, len(pairs), settings.batch_size):
             chosen = range(start, min(start + settings.batch_size, len(pairs)))
             images, ids = collate(validation, pairs, chosen, vocabulary.pad)
+            images, ids = images.to(model.device), ids.to(model.device)
             losses.append(float(caption_loss(model, images, ids)))
             weights.append(int((ids[:, 1:] != vocabulary.pad).sum()))
     number = min(settings.num_validation_images, len(validation))

@@ -110,9 +110,7 @@ class UnitVocabulary:
         record = read_json(path)
         try:
             merges = tuple((tuple(left), tuple(right)) for left, right in record.get("merges", ()))
-            return cls(
-                int(record["num_units"]), record.get("codebook_fingerprint", ""), record["layout"], merges
-            )
+            return cls(int(record["num_units"]), record.get("codebook_fingerprint", ""), record["layout"], merges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: not a unit vocabulary ({error})") from error
 
@@ -135,9 +133,7 @@ class UnitVocabulary:
         return Tokenizer(BPE(ids, [(_text(left), _text(right)) for left, right in self.merges]))
 
 
-def learn_merges(
-    sequences: Iterable[Sequence[int]], num_pieces: int, max_piece_units: int
-) -> tuple[Merge, ...]:
+def learn_merges(sequences: Iterable[Sequence[int]], num_pieces: int, max_piece_units: int) -> tuple[Merge, ...]:
     """Byte-pair merges over unit sequences, most frequent first (Sennrich et al. 2016), by tokenizers' trainer.
 
     No merge makes a piece longer than `max_piece_units` units.

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.errors import InputError
 from pipeline.manifest import Caption, Reject, read_rows
 from pipeline.media import MediaError, read_audio
-from pipeline.runner import ShardResult
+from pipeline.runner import ShardResult, worker_slot
 from pipeline.speech.hubert import SpeechEncoder, length_batches, load_encoder
 from pipeline.speech.kmeans import Codebook
 from pipeline.tokens.parts import UnitsPart, deduplicate, write_units_part
@@ -67,7 +68,7 @@ def encode_units(
 
 def units_of_shard(source: Source, name: str, out_path: Path) -> ShardResult:
     """Encode every utterance of shard `name` ("train/00007") into `out_path`."""
-    encoder = load_encoder(source.encoder_dir, source.layer, source.normalize, source.device)
+    encoder = load_encoder(source.encoder_dir, source.layer, source.normalize, _own_device(source.device))
     codebook = Codebook.load(source.codebook_path)
     check_belongs(codebook, encoder, source.codebook_path)
     rejects: list[Reject] = []
@@ -97,6 +98,13 @@ def units_of_shard(source: Source, name: str, out_path: Path) -> ShardResult:
         "samples": sum(len(waveform) for waveform in waveforms),
     }
     return ShardResult(counts, rejects)
+
+
+def _own_device(device: str) -> str:
+    """`cuda` becomes this worker's own card, round-robin; anything else stays."""
+    if device != "cuda":
+        return device
+    return f"cuda:{worker_slot() % max(1, torch.cuda.device_count())}"
 
 
 def _waveform(root: Path, caption: Caption, encoder: SpeechEncoder) -> npt.NDArray[np.float32]:

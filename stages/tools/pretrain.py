@@ -13,9 +13,7 @@ import typer
 
 from stages._settings import from_environment, resolve_device
 
-command = typer.Typer(
-    no_args_is_help=True, help="Make the bundled small models again (minutes to an hour each)."
-)
+command = typer.Typer(no_args_is_help=True, help="Make the bundled small models again (minutes to an hour each).")
 
 Out = Annotated[Path, typer.Option(help="Folder to write the model into.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of data and weights.")]
@@ -28,9 +26,9 @@ def _print(**fields: Any) -> None:
 @command.command()
 def hubert(
     out: Out = Path("data/pretrain/hubert"),
-    num_utterances: Annotated[int, typer.Option(min=50, help="Random sentences to speak.")] = 4000,
-    steps_1: Annotated[int, typer.Option(min=1, help="Steps on MFCC targets.")] = 1800,
-    steps_2: Annotated[int, typer.Option(min=1, help="Steps on the first iteration's clusters.")] = 2800,
+    num_utterances: Annotated[int, typer.Option(min=50, help="Random sentences to speak.")] = 3500,
+    steps_1: Annotated[int, typer.Option(min=1, help="Steps on MFCC targets.")] = 2200,
+    steps_2: Annotated[int, typer.Option(min=1, help="Steps on the first iteration's clusters.")] = 2200,
     seed: Seed = 0,
 ) -> None:
     """A small HuBERT on synthetic speech: masked prediction of MFCC clusters, then of its own."""
@@ -58,9 +56,7 @@ def vqgan(
     settings = from_environment()
     torch.set_num_threads(settings.num_threads)
     device = resolve_device(settings.device)
-    pretrain_vqgan(
-        out, steps, seed, checkpoint=out / "checkpoint", device=device, log=lambda fields: _print(**fields)
-    )
+    pretrain_vqgan(out, steps, seed, checkpoint=out / "checkpoint", device=device, log=lambda fields: _print(**fields))
 
 
 @command.command()
@@ -72,9 +68,7 @@ def git(
     start_from: Annotated[
         Path | None, typer.Option(help="A captioner whose fitting weights are copied (the other input's).")
     ] = None,
-    vqgan: Annotated[
-        Path | None, typer.Option(help="Image tokenizer for tokens; else the bundled one.")
-    ] = None,
+    vqgan: Annotated[Path | None, typer.Option(help="Image tokenizer for tokens; else the bundled one.")] = None,
     seed: Seed = 0,
 ) -> None:
     """GIT on drawn scenes with captions in words: where the captioner learns to see."""

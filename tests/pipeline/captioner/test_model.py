@@ -115,6 +115,32 @@ def test_a_frozen_tower_stays(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.git.image_encoder.state_dict().items())
 
 
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
+    """Stopped at step 6 of 12 and started again: bit for bit the uninterrupted run, dropout included."""
+    vocabulary = UnitVocabulary(20)
+    rng = np.random.default_rng(0)
+    examples = Examples(images("tokens", 6), [[rng.permutation(20)[:8].tolist()] for _ in range(6)])
+    settings = TrainingSettings(12, 2, 1e-2, 3, 0.1, 0.0, 1.0, 16, 3, 2, 0)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_nine(step, figures):
+        if step == 9:
+            raise Stop
+
+    whole, halves = small("tokens"), small("tokens")
+    train_captioner(whole, vocabulary, examples, examples, settings, lambda step, figures: None)
+    with pytest.raises(Stop):
+        train_captioner(halves, vocabulary, examples, examples, settings, stop_at_nine, tmp_path / "c")
+    assert (tmp_path / "c").exists()
+    halves = small("tokens")
+    train_captioner(halves, vocabulary, examples, examples, settings, lambda step, figures: None, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, halves.state_dict()[name]), name
+
+
 def test_captions_that_never_fit_are_an_error():
     model, vocabulary = small("tokens"), UnitVocabulary(20)
     examples = Examples(images("tokens", 1), [[[1, 2, 3, 4, 5, 6]]])
@@ -124,11 +150,7 @@ def test_captions_that_never_fit_are_an_error():
 
 
 def test_unit_error_rate_takes_the_nearest_reference():
-    assert (
-        edit_distance([1, 2, 3], [1, 3]) == 1
-        and edit_distance([], [1, 2]) == 2
-        and edit_distance([1], []) == 1
-    )
+    assert edit_distance([1, 2, 3], [1, 3]) == 1 and edit_distance([], [1, 2]) == 2 and edit_distance([1], []) == 1
     assert unit_error_rate([1, 2, 3], [[9, 9, 9, 9], [1, 2, 4]]) == pytest.approx(1 / 3)
 
 
