@@ -98,6 +98,7 @@ def fit_kmeans(
     Raises InputError when there are fewer rows than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     if len(features) < num_clusters:
         raise InputError(f"kmeans: {len(features)} frames cannot make {num_clusters} clusters; lower num_clusters")
@@ -113,7 +114,9 @@ def fit_kmeans(
         random_state=seed,
         compute_labels=False,
     )
-    estimator.fit(features)
+    # One thread: sums over threads differ in their last bits, and the same sample must give the same codebook.
+    with threadpool_limits(1):
+        estimator.fit(features)
     return Codebook(np.ascontiguousarray(estimator.cluster_centers_, np.float32), metadata or {})
 
 
