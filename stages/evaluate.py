@@ -72,8 +72,8 @@ def run(
         print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
         return
     java = JavaScorers() if params.java_metrics else None  # early: it gets ready while we listen
-    speakers, notes = _load_parts(context, vqgan, vocoder, model, units)
-    spoken = {name: _rungs(params, found, name, root, units, images, speakers) for name, found in rows.items()}
+    parts, notes = _load_parts(context, vqgan, vocoder, model, units)
+    spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
     recognisers = _recognisers(params, context, manifests, splits, notes)
     for name, recogniser in recognisers.items():
@@ -99,6 +99,7 @@ def _load_parts(
     """The captioner and the vocoder, as far as they are there, and a note on what is not."""
     import torch
 
+    from pipeline.evaluation.ladder import Speaker
     from pipeline.files import read_json
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.speech.vocoder import load_vocoder
@@ -110,12 +111,13 @@ def _load_parts(
     notes = []
     if (vocoder / "config.json").exists():
         facts = read_json(units / "units.json") if (units / "units.json").exists() else {}
-        parts["vocoder"] = load_vocoder(vocoder, device, units_fingerprint=facts.get("codebook_fingerprint"))
+        load_vocoder(vocoder, units_fingerprint=facts.get("codebook_fingerprint"))  # refuses what does not fit
+        parts["speaker"] = Speaker(vocoder.absolute(), device, context.settings.num_workers)
     else:
         notes.append(f"No resynthesis and no prediction: there is no vocoder in {vocoder}.")
-    if "vocoder" in parts and (model / "config.json").exists():
+    if "speaker" in parts and (model / "config.json").exists():
         parts["captioner"] = ImageToSpeech.from_pretrained(model, vqgan_dir=vqgan, vocoder_dir=vocoder, device=device)
-    elif "vocoder" in parts:
+    elif "speaker" in parts:
         notes.append(f"No prediction: there is no captioner in {model}.")
     return parts, notes
 
@@ -126,10 +128,10 @@ def _rungs(
     from pipeline.evaluation import ladder
 
     rungs = {"ground_truth": ladder.recordings(rows, root, params.max_captions)}
-    if "vocoder" in parts:
-        rungs["resynthesis"] = ladder.resynthesised(rows, units / split, parts["vocoder"], params.max_captions)
+    if "speaker" in parts:
+        rungs["resynthesis"] = ladder.resynthesised(rows, units / split, parts["speaker"], params.max_captions)
     if "captioner" in parts and any(row.image for row in rows):
-        rungs["prediction"] = ladder.predicted(rows, parts["captioner"], images / split, root)
+        rungs["prediction"] = ladder.predicted(rows, parts["captioner"], parts["speaker"], images / split, root)
     return rungs
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from pipeline.evaluation.threads import one_thread
 from pipeline.files import atomic_path, read_json, write_json
 
 ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"
@@ -147,9 +148,10 @@ class CTCRecogniser:
     @torch.inference_mode()
     def transcribe(self, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[str]:
         """Transcripts of float32 waveforms [num_samples] at 16 kHz, in order."""
-        texts = []
-        for waveform in waveforms:
-            features = log_mel(torch.from_numpy(np.asarray(waveform, dtype=np.float32)), self.model.config.num_mels)
-            best = self.model(normalise_features(features.unsqueeze(0)))[0].argmax(-1)
-            texts.append(greedy_text(best.tolist()))
-        return texts
+        with one_thread():
+            return [self._spell(waveform) for waveform in waveforms]
+
+    def _spell(self, waveform: npt.NDArray[np.float32]) -> str:
+        features = log_mel(torch.from_numpy(np.asarray(waveform, dtype=np.float32)), self.model.config.num_mels)
+        best = self.model(normalise_features(features.unsqueeze(0)))[0].argmax(-1)
+        return greedy_text(best.tolist())

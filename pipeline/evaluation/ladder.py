@@ -12,6 +12,7 @@ gets the first two. Writes nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from pipeline.evaluation.attributes import attribute_scores, detect_kind
 from pipeline.evaluation.metrics import JavaScorers, caption_scores, summarise, word_errors
 from pipeline.evaluation.recogniser import SAMPLE_RATE, Recogniser
 from pipeline.evaluation.text import normalise
+from pipeline.files import sha256_file
 from pipeline.manifest import Row
 from pipeline.media import read_audio, resample
 from pipeline.tokens.parts import read_images_part, read_units_part
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.speech.vocoder import Vocoder
 
+_CHUNK = 8  # utterances that a worker takes at a time
 Waveform = npt.NDArray[np.float32]
 Metrics = dict[str, float | list[float]]
 
@@ -53,6 +56,41 @@ class Utterance:
     def references(self) -> list[str]:
         """The texts of all captions of the image."""
         return reference_texts(self.row)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The vocoder in `folder`, at work in `num_workers` processes when the device is a CPU."""
+
+    folder: Path
+    device: str = "cpu"
+    num_workers: int = 1
+
+    def speak(self, units: Sequence[npt.NDArray[np.uint16]]) -> list[Waveform]:
+        """Waveforms at 16 kHz, float32 [num_samples], of unit sequences; the same for any number of workers."""
+        from joblib import Parallel, delayed
+
+        chunks = [units[start : start + _CHUNK] for start in range(0, len(units), _CHUNK)]
+        workers = max(1, min(self.num_workers, len(chunks))) if self.device == "cpu" else 1
+        # The digest keeps a process that lives on from speaking with a vocoder that has been trained anew.
+        which = (self.folder, self.device, sha256_file(self.folder / "model.safetensors"))
+        spoken = Parallel(n_jobs=workers)(delayed(_synthesize)(which, chunk) for chunk in chunks)
+        return [waveform for chunk in spoken for waveform in chunk]
+
+
+def _synthesize(which: tuple[Path, str, str], units: Sequence[npt.NDArray[np.uint16]]) -> list[Waveform]:
+    from pipeline.evaluation.threads import one_thread
+
+    vocoder = _vocoder(*which)
+    with one_thread():
+        return [resample(w, vocoder.sample_rate, SAMPLE_RATE) for w in vocoder.synthesize(list(units))]
+
+
+@lru_cache(maxsize=1)
+def _vocoder(folder: Path, device: str, digest: str) -> "Vocoder":
+    from pipeline.speech.vocoder import load_vocoder
+
+    return load_vocoder(folder, device)
 
 
 @dataclass(frozen=True)
@@ -78,7 +116,7 @@ def recordings(rows: Sequence[Row], root: Path, max_captions: int) -> list[Utter
     ]
 
 
-def resynthesised(rows: Sequence[Row], split_dir: Path, vocoder: "Vocoder", max_captions: int) -> list[Utterance]:
+def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_captions: int) -> list[Utterance]:
     """The same captions from their units in the parts of `split_dir`; utterances that have none are left out."""
     units: dict[str, npt.NDArray[np.uint16]] = {}
     for path in sorted(split_dir.glob("*.npz")):
@@ -90,24 +128,24 @@ def resynthesised(rows: Sequence[Row], split_dir: Path, vocoder: "Vocoder", max_
         for caption in row.captions[: max_captions or None]
         if len(units.get(caption.id, ()))
     ]
-    spoken = _speak(vocoder, [units[caption.id] for _, caption in found])
+    spoken = speaker.speak([units[caption.id] for _, caption in found])
     return [
         Utterance(row, caption.id, normalise(caption.text), waveform, units[caption.id])
         for (row, caption), waveform in zip(found, spoken, strict=True)
     ]
 
 
-def predicted(rows: Sequence[Row], captioner: "ImageToSpeech", split_dir: Path, root: Path) -> list[Utterance]:
+def predicted(
+    rows: Sequence[Row], captioner: "ImageToSpeech", speaker: Speaker, split_dir: Path, root: Path
+) -> list[Utterance]:
     """What the captioner says of each image; its tokens come from the parts of `split_dir`, its pixels from `root`."""
-    if captioner.vocoder is None:
-        raise InputError("the prediction rung needs a vocoder beside the captioner")
     rows = [row for row in rows if row.image is not None]
     if captioner.model.config.input == "tokens":
         rows, inputs = _image_tokens(rows, split_dir)
         units = captioner.generate_units(inputs) if rows else []
     else:
         units = captioner.generate_units([root / row.image.path for row in rows if row.image]) if rows else []
-    spoken = _speak(captioner.vocoder, units)
+    spoken = speaker.speak(units)
     return [Utterance(row, row.key, "", w, u) for row, w, u in zip(rows, spoken, units, strict=True)]
 
 
@@ -123,10 +161,6 @@ def _image_tokens(rows: Sequence[Row], split_dir: Path) -> "tuple[list[Row], tor
         raise InputError(f"{split_dir}: no image tokens of these rows; run `im2speech images` first")
     stacked = np.stack([tokens[row.key] for row in kept]).astype(np.int64) if kept else np.zeros((0, 1, 1), np.int64)
     return kept, torch.from_numpy(stacked)[:, None]
-
-
-def _speak(vocoder: "Vocoder", units: Sequence[npt.NDArray[np.uint16]]) -> list[Waveform]:
-    return [resample(w, vocoder.sample_rate, SAMPLE_RATE) for w in vocoder.synthesize(list(units))]
 
 
 def listen(rungs: Sequence[Sequence[Utterance]], name: str, recogniser: Recogniser) -> None:

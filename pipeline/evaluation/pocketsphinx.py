@@ -26,6 +26,7 @@ SAMPLE_RATE = 16_000
 # Little silence before the speech: with more, a first "a" is often heard as "the".
 PADDING_SECONDS = (0.05, 0.3)
 LANGUAGE_WEIGHT = 10.0
+BACKOFF_SHARE = 0.5
 _CHUNK = 16
 _LONGEST_PHRASE = 4  # joints in a token of joined words
 _MOST_PRONUNCIATIONS = 8  # of one token
@@ -57,11 +58,12 @@ def common_words(number: int = 20_000) -> tuple[list[str], npt.NDArray[np.float6
     return [word for _, word in ranked], weights / weights.sum()
 
 
-def arpa(sentences: Sequence[Sequence[str]], order: int = 2) -> str:
-    """An n-gram language model of `sentences` (lists of words) in ARPA format, smoothed after Witten and Bell.
+def arpa(sentences: Sequence[Sequence[str]], order: int = 3, share: float = BACKOFF_SHARE) -> str:
+    """An n-gram language model of `sentences` (lists of words) in ARPA format.
 
-    Each order is interpolated with the one below: p(w|h) = (c(hw) + T(h) p(w|h')) / (c(h) + T(h)), where T(h)
-    counts the different words seen after h; T(h) / (c(h) + T(h)) is the back-off weight.
+    Each order is interpolated with the one below: p(w|h) = (1 - share) c(hw) / c(h) + share p(w|h'), whatever the
+    counts; so `share` is also the back-off weight. A model that trusted its counts more would refuse to hear
+    combinations that no training caption has, and those are what a test of novelty is about.
     """
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     for sentence in sentences:
@@ -73,15 +75,13 @@ def arpa(sentences: Sequence[Sequence[str]], order: int = 2) -> str:
     backoff: dict[tuple[str, ...], float] = {}
     for size, table in enumerate(counts, start=1):
         total: Counter[tuple[str, ...]] = Counter()
-        kinds: Counter[tuple[str, ...]] = Counter()
         for gram, count in table.items():
             total[gram[:-1]] += count
-            kinds[gram[:-1]] += 1
         for gram, count in table.items():
             history = gram[:-1]
             lower = 1.0 / len(table) if size == 1 else probability[gram[1:]]
-            probability[gram] = (count + kinds[history] * lower) / (total[history] + kinds[history])
-        backoff.update({h: kinds[h] / (total[h] + kinds[h]) for h in kinds if h})
+            probability[gram] = (1.0 - share) * count / total[history] + share * lower
+        backoff.update({history: share for history in total if history})
     counts[0][("<s>",)] = 0
     lines = ["\\data\\", *(f"ngram {size}={len(table)}" for size, table in enumerate(counts, start=1))]
     for size, table in enumerate(counts, start=1):
