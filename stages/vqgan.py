@@ -4,7 +4,6 @@ Reads manifests/ and the corpus' pictures; writes data/vqgan/: config.json, mode
 (PSNR, codebook usage, perplexity), reconstructions.png, usage.csv and training.csv for plots.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -79,13 +78,20 @@ def run(
         rows = choose_rows(manifests, "train" if "train" in splits else splits[0], limit, params.seed)
         pictures, _ = read_pictures(root, rows, sides, resize, context.settings.num_threads)
         history = _train(model, pictures, params, context)
-    rows = choose_rows(manifests, _eval_split(splits), params.eval_images, params.seed)
+    # The first of these splits that has pictures; a corpus of speech alone has none, and goes through unmeasured.
+    order = sorted(splits, key=lambda split: (split != "val", split != "train", split))
+    found = (choose_rows(manifests, split, params.eval_images, params.seed) for split in order)
+    rows = next((some for some in found if some), [])
     pictures, unreadable = read_pictures(root, rows, sides, resize, context.settings.num_threads)
-    _refuse_empty(pictures, unreadable, manifests)
+    if rows:
+        _refuse_empty(pictures, unreadable, manifests)
     figures, counts = measure(model, batches(pictures, 32))
     model.save(out)
-    write_report(out, model, figures, counts, history, next(batches(pictures[:24], 24)))
+    write_report(out, model, figures, counts, history, next(batches(pictures[:24], 24), None))
     context.log(event="vqgan", fingerprint=model.fingerprint, unreadable=len(unreadable), **figures)
+    if not rows:
+        print(f"vqgan: {model.fingerprint}; the corpus has no pictures to measure it on")
+        return
     print(
         f"vqgan: {model.fingerprint}, PSNR {figures['psnr']:.1f} dB, "
         f"{100 * figures['usage']:.0f} % of codes used, perplexity {figures['perplexity']:.0f}"
@@ -121,10 +127,6 @@ def _starting_point(params: Params) -> "ViTVQGAN":
 
         return load_vit_vqgan(Path(pipeline.__file__).parent / "bundled" / "vit_vqgan")
     return load_vit_vqgan(Path(params.path))
-
-
-def _eval_split(splits: Sequence[str]) -> str:
-    return next((split for split in ("val", "train") if split in splits), splits[0])
 
 
 def _refuse_empty(pictures: "NDArray[np.uint8]", unreadable: list[str], manifests: Path) -> None:

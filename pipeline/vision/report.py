@@ -33,10 +33,10 @@ def write_report(
     figures: dict[str, float],
     counts: NDArray[np.int64],
     history: Sequence[dict[str, float]],
-    images: torch.Tensor,
+    images: torch.Tensor | None,
 ) -> None:
     """Write metrics.json, usage.csv (codes from the most to the least used), training.csv (empty but
-    for its header without training) and reconstructions.png of `images` into `folder`.
+    for its header without training) and reconstructions.png of `images` (blank of None) into `folder`.
 
     figures and counts as from `training.measure`, history as from `training.train_vit_vqgan`.
     """
@@ -47,4 +47,6 @@ def write_report(
     lines = [",".join(f"{record[name]:.6g}" for name in TRAINING_FIELDS) for record in history]
     write_text(folder / "training.csv", "\n".join([",".join(TRAINING_FIELDS), *lines]) + "\n")
     with atomic_path(folder / "reconstructions.png") as temporary:
-        reconstruction_grid(model, images).save(temporary, "PNG")
+        blank = Image.new("RGB", model.config.image_sides[::-1], (128, 128, 128))
+        sheet = blank if images is None else reconstruction_grid(model, images)
+        sheet.save(temporary, "PNG")

@@ -258,7 +258,8 @@ def measure(model: ViTVQGAN, batches: Iterable[torch.Tensor]) -> tuple[dict[str,
     """Reconstruction and codebook figures over batches of images [batch, 3, height, width] in [0, 1].
 
     Returns {num_images, psnr (mean over images, dB, peak 1), mse, usage (share of codes used), perplexity
-    (exp of the entropy of code frequencies)} and the count of every code, int64 [n_embed].
+    (exp of the entropy of code frequencies)} and the count of every code, int64 [n_embed]. Of no images,
+    num_images alone.
     """
     counts = np.zeros(model.vocab_size, np.int64)
     errors: list[np.ndarray] = []
@@ -268,6 +269,8 @@ def measure(model: ViTVQGAN, batches: Iterable[torch.Tensor]) -> tuple[dict[str,
         rebuilt = model.decode_codes(codes).clamp(0, 1)
         errors.append((rebuilt - images).square().mean(dim=(1, 2, 3)).double().cpu().numpy())
         counts += np.bincount(codes.flatten().cpu().numpy(), minlength=model.vocab_size)
+    if not errors:
+        return {"num_images": 0}, counts
     mse = np.concatenate(errors)
     frequencies = counts[counts > 0] / counts.sum()
     return {
