@@ -26,7 +26,7 @@ SAMPLE_RATE = 16_000
 # Little silence before the speech: with more, a first "a" is often heard as "the".
 PADDING_SECONDS = (0.05, 0.3)
 LANGUAGE_WEIGHT = 10.0
-BACKOFF_SHARE = 0.5
+BACKOFF_SHARE = 0.15
 _CHUNK = 16
 _LONGEST_PHRASE = 4  # joints in a token of joined words
 _MOST_PRONUNCIATIONS = 8  # of one token
