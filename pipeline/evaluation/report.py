@@ -148,7 +148,7 @@ def _charts(metrics: Mapping[str, Metrics]) -> str:
     if attributes:
         bars = [(METRICS[name], result, metrics[result], name) for name in attributes]
         chance = [metrics["chance"].get(name) if "chance" in metrics else None for name in attributes]
-        title = "What is right <small>%, tick: chance</small>"
+        title = f"What is right <small>%{', tick: chance' if 'chance' in metrics else ''}</small>"
         charts.append(_figure(title, bars, 100.0, chance))
     return "".join(charts)
 
