@@ -209,9 +209,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def read_rejects(path: Path) -> list[Reject]:
     """Rejects of a run, in order; an empty list for an empty file."""
     names = ("key", "id", "stage", "reason")
-    return [
-        Reject(**{name: _field(record, name, str, where) for name in names}) for where, record in _lines(path)
-    ]
+    return [Reject(**{name: _field(record, name, str, where) for name in names}) for where, record in _lines(path)]
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:

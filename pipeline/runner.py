@@ -313,9 +313,7 @@ def _backend(executor: str, num_workers: int, num_threads: int | None) -> Iterat
 
 
 def _missing(executor: str, package: str) -> InputError:
-    return InputError(
-        f"executor {executor!r} needs the package '{package}': pip install 'im2speech[cluster]'"
-    )
+    return InputError(f"executor {executor!r} needs the package '{package}': pip install 'im2speech[cluster]'")
 
 
 @contextlib.contextmanager

@@ -16,9 +16,7 @@ from safetensors.numpy import save
 from pipeline.files import atomic_path
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, NDArray], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays and string metadata, atomically; equal content gives equal bytes."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with atomic_path(path) as temporary:

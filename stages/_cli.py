@@ -108,9 +108,7 @@ def make_command(stage: ModuleType, known_sections: set[str]) -> Callable[..., N
     """The typer command of a stage module that has `Params` and `run(params, context, *, paths)`."""
     name = stage.__name__.rsplit(".", 1)[-1]
     model: type[Section] = stage.Params
-    paths = [
-        p for p in inspect.signature(stage.run).parameters.values() if p.name not in ("params", "context")
-    ]
+    paths = [p for p in inspect.signature(stage.run).parameters.values() if p.name not in ("params", "context")]
 
     def command(**given: Any) -> None:
         params_path: Path = given.pop("params")
@@ -141,9 +139,7 @@ def make_command(stage: ModuleType, known_sections: set[str]) -> Callable[..., N
     ):
         option = typer.Option(help=text, rich_help_panel=RUNNING)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
-        options.append(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
+        options.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     command.__name__ = name
     command.__doc__ = stage.run.__doc__
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]

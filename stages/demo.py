@@ -17,14 +17,12 @@ class Params(Section):
     num_restval_images: int = Field(24, ge=0, description="Images of Karpathy's restval (training scenes).")
     num_val_images: int = Field(60, ge=1, description="Images of the split val.")
     num_test_images: int = Field(100, ge=1, description="Images of the split test.")
-    num_novel_images: int = Field(
-        100, ge=0, description="Images of test_novel: combinations never trained on."
-    )
+    num_novel_images: int = Field(100, ge=0, description="Images of test_novel: combinations never trained on.")
     captions_per_train_image: int = Field(2, ge=1, le=5, description="Spoken captions of a train image.")
     captions_per_test_image: int = Field(5, ge=1, le=5, description="Spoken captions of any other image.")
     image_size: int = Field(128, ge=32, description="Width and height in pixels.")
     voices: list[str] = Field(
-        ["en-us", "en-us+m3", "en-us+klatt4", "en-us+linda"],
+        ["en-us", "en-us+m3", "en-us+klatt4", "en-us+f1"],
         description="espeak voices that speak the captions.",
     )
     rate: int = Field(170, ge=80, le=450, description="Speaking rate in words a minute.")

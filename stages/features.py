@@ -16,9 +16,7 @@ class Params(Section):
 
     encoder: str = Field("bundled", description="`bundled`, or the folder of a transformers HuBERT model.")
     layer: int = Field(2, ge=1, description="Encoder layer, 1-based: transformers' hidden_states[layer].")
-    normalize: bool = Field(
-        False, description="Zero mean, unit variance per utterance (true for HuBERT large)."
-    )
+    normalize: bool = Field(False, description="Zero mean, unit variance per utterance (true for HuBERT large).")
     num_utterances: int = Field(1000, ge=1, description="Training utterances drawn for the sample.")
     max_frames: int = Field(200_000, ge=1, description="Frames kept of them at most, drawn at random.")
     max_batch_seconds: float = Field(24.0, gt=0, description="Padded seconds of audio in a batch.")

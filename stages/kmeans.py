@@ -15,12 +15,8 @@ class Params(Section):
     n_init: int = Field(3, ge=1, description="Initialisations tried (fairseq: 20).")
     batch_size: int = Field(10_000, ge=1, description="Frames of a mini-batch.")
     max_iter: int = Field(50, ge=1, description="Passes over the sample at most.")
-    max_no_improvement: int = Field(
-        50, ge=1, description="Batches without a gain before stopping (fairseq: 100)."
-    )
-    reassignment_ratio: float = Field(
-        0.01, ge=0, description="How readily starved centroids move (fairseq: 0)."
-    )
+    max_no_improvement: int = Field(50, ge=1, description="Batches without a gain before stopping (fairseq: 100).")
+    reassignment_ratio: float = Field(0.01, ge=0, description="How readily starved centroids move (fairseq: 0).")
     seed: int = Field(0, ge=0, description="Seed of initialisation and batches.")
 
 
@@ -50,9 +46,7 @@ def run(
             "fit_frames": sample.source["num_frames"],
             "fit_utterances": sample.source["num_utterances"],
         }
-        identity = {
-            key: sample.source[key] for key in sample.source if key not in ("num_frames", "unreadable")
-        }
+        identity = {key: sample.source[key] for key in sample.source if key not in ("num_frames", "unreadable")}
         codebook = fit_kmeans(
             sample.frames,
             params.num_clusters,
@@ -72,7 +66,4 @@ def run(
     metrics.update(sample_quality(codebook, sample, alignments))
     codebook.save(out / "codebook.safetensors")
     write_json(out / "metrics.json", metrics)
-    print(
-        f"kmeans: codebook {codebook.fingerprint}, "
-        + ", ".join(f"{k} {v}" for k, v in sorted(metrics.items()))
-    )
+    print(f"kmeans: codebook {codebook.fingerprint}, " + ", ".join(f"{k} {v}" for k, v in sorted(metrics.items())))

@@ -15,9 +15,7 @@ from stages._cli import Out, Section, StageContext
 
 class Params(Section):
     corpus: str = Field("spokencoco", description="The published layout: spokencoco or table.")
-    root: str = Field(
-        "data/demo", description="Folder of the corpus; paths in the manifest are relative to it."
-    )
+    root: str = Field("data/demo", description="Folder of the corpus; paths in the manifest are relative to it.")
     restval: Literal["train", "separate", "drop"] = Field(
         "train",
         description="Where Karpathy's restval images go: into train, a split of their own, or nowhere.",

@@ -23,9 +23,7 @@ class Params(Section):
 
     include_pixels: bool = Field(True, description="Keep each picture as <key>.jpg beside its tokens.")
     pixel_size: int = Field(0, ge=0, description="Shorter side of kept pictures; 0 keeps the original bytes.")
-    max_reject_fraction: float = Field(
-        0.05, ge=0, le=1, description="Fail above this part of rows and captions."
-    )
+    max_reject_fraction: float = Field(0.05, ge=0, le=1, description="Fail above this part of rows and captions.")
     title: str = Field("Image and speech tokens", description="Title of the dataset card.")
     licence: str = Field("unknown", description="Licence of the source, as the Hub names it: cc-by-4.0, ...")
     description: str = Field("", description="What the source is, in Markdown, for the card.")

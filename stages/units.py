@@ -13,9 +13,7 @@ class Params(Section):
 
     encoder: str = Field("bundled", description="`bundled`, or the folder of a transformers HuBERT model.")
     max_batch_seconds: float = Field(24.0, gt=0, description="Padded seconds of audio in a batch.")
-    max_reject_fraction: float = Field(
-        0.01, ge=0, le=1, description="More rejected utterances than this: fail."
-    )
+    max_reject_fraction: float = Field(0.01, ge=0, le=1, description="More rejected utterances than this: fail.")
 
 
 def run(

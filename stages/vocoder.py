@@ -17,19 +17,13 @@ if TYPE_CHECKING:
 
 
 class Params(Section):
-    kind: Literal["mel", "hifigan"] = Field(
-        "mel", description="mel: log-mel + Griffin-Lim. hifigan: waveform."
-    )
+    kind: Literal["mel", "hifigan"] = Field("mel", description="mel: log-mel + Griffin-Lim. hifigan: waveform.")
     source: str = Field("train", description="train, or the folder of an imported vocoder to take as it is.")
-    speaker: str = Field(
-        "", description="Whose voice to learn; empty: the speaker with most training captions."
-    )
+    speaker: str = Field("", description="Whose voice to learn; empty: the speaker with most training captions.")
     steps: int = Field(300, ge=1, description="Training steps.")
     batch_size: int = Field(16, ge=1, description="Crops in a step.")
     crop_frames: int = Field(64, ge=4, description="Length of a crop in unit frames (of 20 ms).")
-    max_utterances: int = Field(
-        2000, ge=1, description="Train on at most this many utterances, drawn by seed."
-    )
+    max_utterances: int = Field(2000, ge=1, description="Train on at most this many utterances, drawn by seed.")
     lr: float = Field(2e-3, gt=0, description="Highest learning rate (AdamW, cosine).")
     channels: int = Field(192, ge=8, description="Width of the network (hifigan: of its first layer).")
     griffin_lim_iterations: int = Field(16, ge=0, description="Griffin-Lim iterations of the mel kind.")

@@ -58,6 +58,8 @@ class Stem(nn.Module):
     projection (Xiao et al. 2021, Early convolutions help transformers see better).
     """
 
+    codebook: torch.Tensor
+
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
         vision = config.vision_config
@@ -103,9 +105,7 @@ class NormalizedPatches(GitVisionEmbeddings):
 class VisionTower(GitVisionModel):
     """GIT's vision tower that also lets its own output pass, so that a frozen tower runs once an image."""
 
-    def forward(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
-    ) -> BaseModelOutput:
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> BaseModelOutput:
         if pixel_values.is_floating_point() and pixel_values.shape[1] == 1:
             return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
         return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)

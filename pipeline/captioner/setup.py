@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.captioner.data import Examples
 from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
-from pipeline.captioner.vocabulary import UnitVocabulary, learn_merges
+from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
 from pipeline.tokens.read import read_samples
 
@@ -32,9 +32,9 @@ def build_captioner(
     """
     torch.manual_seed(params["seed"])
     is_tokens = params["input"] == "tokens"
-    merges = ()
+    merges: tuple[Merge, ...] = ()
     if params["num_pieces"]:
-        spoken = (c.units for sample in read_samples(shards_dir, "train") for c in sample.captions)
+        spoken = (c.units.tolist() for sample in read_samples(shards_dir, "train") for c in sample.captions)
         merges = learn_merges(spoken, params["num_pieces"], params["max_piece_units"])
     codebook = index["tokenizers"]["units"]["fingerprint"]
     vocabulary = UnitVocabulary(index["vocab"]["units"], codebook, merges=merges)
@@ -120,7 +120,8 @@ def read_examples(
     cache: run the frozen vision tower once and keep its output. Raises InputError when the shards lack what
     the model needs (`shards.include_pixels` for pixels).
     """
-    images, captions = [], []
+    images: list[torch.Tensor] = []
+    captions: list[list[list[int]]] = []
     for sample in tqdm(read_samples(shards_dir, split), desc=f"read {split}", unit="image", disable=None):
         if limit is not None and len(captions) >= limit:
             break

@@ -117,9 +117,7 @@ def refuse_too_many_rejects(built: Manifest, max_fraction: float, rejects_path: 
 
 def _reasons(rejects: Sequence[Reject]) -> str:
     common = count_reasons(rejects).most_common(5)
-    examples = {
-        reason: next(r.reason for r in rejects if r.reason.startswith(reason)) for reason, _ in common
-    }
+    examples = {reason: next(r.reason for r in rejects if r.reason.startswith(reason)) for reason, _ in common}
     listed = "; ".join(f"{count} x {examples[reason]}" for reason, count in common)
     return f"Most frequent reasons: {listed}." if listed else "The corpus lists no rows."
 

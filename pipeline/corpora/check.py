@@ -65,9 +65,7 @@ def drop_repeated(rows: Iterable[UncheckedRow]) -> tuple[list[UncheckedRow], lis
         fresh = []
         for caption in row.captions:
             if caption.id in ids:
-                rejects.append(
-                    reader_reject(row.key, f"the caption id occurs before [{caption.audio}]", caption.id)
-                )
+                rejects.append(reader_reject(row.key, f"the caption id occurs before [{caption.audio}]", caption.id))
             else:
                 ids.add(caption.id)
                 fresh.append(caption)

@@ -172,9 +172,7 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _write_lists(
-    out: Path, plans: Sequence[_Plan], made: Sequence[Sequence[_Utterance]], size: DemoSize
-) -> None:
+def _write_lists(out: Path, plans: Sequence[_Plan], made: Sequence[Sequence[_Utterance]], size: DemoSize) -> None:
     """The JSON files of the three layouts, the voices and the alignments."""
     both = list(zip(plans, made, strict=True))
     for part in ("train", "val"):
@@ -191,16 +189,13 @@ def _write_lists(
 
 def _spoken(plan: _Plan, utterances: Sequence[_Utterance]) -> dict[str, Any]:
     captions = [
-        {"text": one.text.upper(), "speaker": one.speaker, "uttid": one.id, "wav": one.wav}
-        for one in utterances
+        {"text": one.text.upper(), "speaker": one.speaker, "uttid": one.id, "wav": one.wav} for one in utterances
     ]
     return {"image": f"{plan.part}2014/{plan.filename}", "captions": captions}
 
 
 def _annotations(here: Sequence[tuple[_Plan, Sequence[_Utterance]]], side: int) -> dict[str, Any]:
-    images = [
-        {"id": plan.image_id, "file_name": plan.filename, "height": side, "width": side} for plan, _ in here
-    ]
+    images = [{"id": plan.image_id, "file_name": plan.filename, "height": side, "width": side} for plan, _ in here]
     annotations = [
         {"image_id": plan.image_id, "id": one.caption_id, "caption": _sentence(one.text)}
         for plan, utterances in here
@@ -230,9 +225,7 @@ def _karpathy(number: int, plan: _Plan, utterances: Sequence[_Utterance]) -> dic
     }
 
 
-def _note(
-    out: Path, plans: Sequence[_Plan], made: Sequence[Sequence[_Utterance]], size: DemoSize
-) -> dict[str, Any]:
+def _note(out: Path, plans: Sequence[_Plan], made: Sequence[Sequence[_Utterance]], size: DemoSize) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(out).as_posix()} {sha256_file(path)}\n".encode())

@@ -121,15 +121,11 @@ def read_recordings(source: Path, held_out_speaker: str) -> tuple[Recordings, li
     speakers = sorted({speaker for _, speaker, _ in found})
     if held_out_speaker not in speakers or len(speakers) < 2:
         have = ", ".join(speakers) or "nobody"
-        raise InputError(
-            f"{source}: recordings of {held_out_speaker!r} and others are needed; there is {have}"
-        )
+        raise InputError(f"{source}: recordings of {held_out_speaker!r} and others are needed; there is {have}")
     recordings: Recordings = {}
     for split in _SHARES:
         readers = [name for name in speakers if (name == held_out_speaker) == (split == "test_speaker")]
-        recordings[split] = {
-            name: [_take(found, split, name, d, source) for d in range(10)] for name in readers
-        }
+        recordings[split] = {name: [_take(found, split, name, d, source) for d in range(10)] for name in readers}
     return recordings, unreadable
 
 
@@ -155,9 +151,7 @@ def _take(
 ) -> list[NDArray[np.float32]]:
     waveforms = found.get((split, speaker, digit))
     if not waveforms:
-        raise InputError(
-            f"{source}: no readable recording of '{WORDS[digit]}' by {speaker} for the split {split}"
-        )
+        raise InputError(f"{source}: no readable recording of '{WORDS[digit]}' by {speaker} for the split {split}")
     return waveforms
 
 
@@ -247,9 +241,7 @@ def _draw(glyphs: list[NDArray[np.float64]], rng: np.random.Generator, size: Dig
     paper = Image.new("L", (side, side), 20)
     start = (side - width * len(glyphs)) / 2
     for place, glyph in enumerate(glyphs):
-        ink = Image.fromarray(np.round(glyph * 255).astype(np.uint8)).resize(
-            (pixels, pixels), Image.Resampling.BICUBIC
-        )
+        ink = Image.fromarray(np.round(glyph * 255).astype(np.uint8)).resize((pixels, pixels), Image.Resampling.BICUBIC)
         x = start + width * place + rng.uniform(0, width - pixels)
         y = (side - pixels) / 2 + rng.uniform(-0.1, 0.1) * side
         paper.paste(235, (round(x), round(y)), ink)

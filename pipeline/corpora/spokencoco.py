@@ -52,8 +52,7 @@ def read(root: Path, options: Options) -> Iterator[UncheckedRow | Reject]:
         if filename not in known:
             key = safe_key(PurePosixPath(filename).stem)
             yield from (
-                reader_reject(key, "no split: the image is not in the split file", caption.id)
-                for caption in captions
+                reader_reject(key, "no split: the image is not in the split file", caption.id) for caption in captions
             )
             yield reader_reject(key, "no split: the image is not in the split file")
 

@@ -101,8 +101,6 @@ def read_sample(sample_dir: Path) -> FeatureSample:
     try:
         frames = np.load(sample_dir / "frames.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{sample_dir / 'frames.npy'}: not readable ({error}); run the features stage"
-        ) from error
+        raise InputError(f"{sample_dir / 'frames.npy'}: not readable ({error}); run the features stage") from error
     origin = read_npz(sample_dir / "origin.npz", ("ids", "utterance", "frame"))
     return FeatureSample(frames, origin["ids"], origin["utterance"], origin["frame"], source)

@@ -28,9 +28,7 @@ def small_config(num_units: int, channels: int, hop: int, sample_rate: int) -> "
     InputError when `hop`, samples a unit, is not 320 or 640, or `channels` cannot be halved five times.
     """
     if hop not in (320, 640):
-        raise InputError(
-            f"unit HiFi-GAN: no upsampling is known for a hop of {hop}; use 320 or 640, or kind mel"
-        )
+        raise InputError(f"unit HiFi-GAN: no upsampling is known for a hop of {hop}; use 320 or 640, or kind mel")
     if channels % 32:
         raise InputError(f"unit HiFi-GAN: channels must be a multiple of 32, not {channels}")
     predictor = {
@@ -87,9 +85,7 @@ class HiFiGANConfig:
             raise InputError("unit HiFi-GAN: 'upsample_rates' and 'upsample_kernel_sizes' differ in length")
         width = config.embedding_dim * (2 if config.multispkr else 1)
         if config.model_in_dim != width:
-            raise InputError(
-                f"unit HiFi-GAN: config key 'model_in_dim' is {config.model_in_dim}, not {width}"
-            )
+            raise InputError(f"unit HiFi-GAN: config key 'model_in_dim' is {config.model_in_dim}, not {width}")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,9 +224,7 @@ class CodeHiFiGAN(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu(x))).squeeze(1)
 
     @torch.inference_mode()
-    def synthesize(
-        self, units: Tensor, durations: Tensor | None = None, speaker: int | None = None
-    ) -> Tensor:
+    def synthesize(self, units: Tensor, durations: Tensor | None = None, speaker: int | None = None) -> Tensor:
         """One non-empty sequence of deduplicated units `[runs]` to a waveform `[frames * hop]`."""
         if durations is None:
             durations = durations_from_log(self.log_durations(units[None]))[0]

@@ -40,9 +40,7 @@ class SpeechEncoder:
             raise InputError(f"{model_dir}: no HuBERT there (config.json and model.safetensors are expected)")
         config = HubertConfig.from_dict(read_json(model_dir / "config.json"))
         if not 1 <= layer <= config.num_hidden_layers:
-            raise InputError(
-                f"{model_dir}: layer {layer}; this encoder has layers 1 to {config.num_hidden_layers}"
-            )
+            raise InputError(f"{model_dir}: layer {layer}; this encoder has layers 1 to {config.num_hidden_layers}")
         self.layer, self.normalize, self.device = layer, normalize, torch.device(device)
         self.sha256 = sha256_file(weights)
         self.name = str(read_json(model_dir / "config.json").get("im2speech_name", model_dir.name))
@@ -83,9 +81,7 @@ class SpeechEncoder:
         lengths = [len(waveform) for waveform in waveforms]
         for number, waveform in enumerate(waveforms):
             if lengths[number] < self.window:
-                raise InputError(
-                    f"utterance {number} of the batch: {lengths[number]} samples, less than one frame"
-                )
+                raise InputError(f"utterance {number} of the batch: {lengths[number]} samples, less than one frame")
             if not np.isfinite(waveform).all():
                 raise InputError(f"utterance {number} of the batch: not all samples are finite numbers")
         batch = torch.zeros(len(waveforms), max(lengths))

@@ -113,7 +113,7 @@ def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callab
             log(event=f"iteration {iteration + 1}", **layers[-1])
         figures[f"iteration{iteration + 1}"] = layers
         if iteration == 0:
-            best = max(layers, key=lambda entry: entry["pnmi_200"])["layer"]
+            best = int(max(layers, key=lambda entry: entry["pnmi_200"])["layer"])
             features = [
                 _features(model, u.reference)[best] for u in tqdm(speech, desc="features", unit="utt", mininterval=5)
             ]
@@ -123,7 +123,7 @@ def pretrain_hubert(out_dir: Path, recipe: Recipe, num_workers: int, log: Callab
 
 
 def _float(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    return samples.astype(np.float32) / 32768
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 def frame_map(utterance: wide_speech.Utterance) -> npt.NDArray[np.int64]:

@@ -93,9 +93,7 @@ class LogMel(nn.Module):
         config = self.config
         if not padded:
             waveform = F.pad(waveform, (config.n_fft // 2, config.n_fft // 2))
-        spectrum = torch.stft(
-            waveform, config.n_fft, config.hop, window=self.window, center=False, return_complex=True
-        )
+        spectrum = torch.stft(waveform, config.n_fft, config.hop, window=self.window, center=False, return_complex=True)
         num_frames = (waveform.shape[-1] - config.n_fft) // config.hop
         # The square root has no gradient at zero, which digital silence does reach.
         magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()

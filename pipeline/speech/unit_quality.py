@@ -67,6 +67,6 @@ def sample_quality(codebook: Codebook, sample: FeatureSample, alignments_path: P
     known = np.array([per_utterance[u] is not None for u in sample.utterance])
     if not known.any():
         return {}
-    labels = [per_utterance[u][f] for u, f in zip(sample.utterance[known], sample.frame[known], strict=True)]  # type: ignore[index]
+    labels = [per_utterance[u][f] for u, f in zip(sample.utterance[known], sample.frame[known], strict=True)]
     figures = unit_quality(codebook.assign(sample.frames[known]), labels)
     return {name: round(value, 4) for name, value in figures.items()}

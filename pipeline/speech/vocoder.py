@@ -58,9 +58,7 @@ def load_vocoder(
     try:
         network = build_network(info.kind, info.model)
     except (TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'config.json'}: key 'model' does not fit kind {info.kind!r} ({error})"
-        ) from error
+        raise InputError(f"{folder / 'config.json'}: key 'model' does not fit kind {info.kind!r} ({error})") from error
     network.load_state_dict(_read_weights(folder / "model.safetensors", info, network.state_dict()))
     vocoder = Vocoder(network.to(device).eval(), info)
     vocoder.check_units(units_fingerprint, num_units, where=str(folder))
@@ -72,9 +70,7 @@ def _read_info(path: Path) -> "VocoderInfo":
     try:
         return VocoderInfo(**values)
     except TypeError as error:
-        raise InputError(
-            f"{path}: not a vocoder's config.json ({error}); make one with `im2speech vocoder`"
-        ) from error
+        raise InputError(f"{path}: not a vocoder's config.json ({error}); make one with `im2speech vocoder`") from error
 
 
 def _read_weights(path: Path, info: "VocoderInfo", expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,14 +88,10 @@ def _read_weights(path: Path, info: "VocoderInfo", expected: dict[str, Tensor]) 
                 f"{path}: metadata {name!r} is {facts.get(name)!r} but config.json says "
                 f"{getattr(info, name)!r}; the two files come from different vocoders"
             )
-    ours, theirs = (
-        {name: tuple(value.shape) for name, value in group.items()} for group in (expected, weights)
-    )
+    ours, theirs = ({name: tuple(value.shape) for name, value in group.items()} for group in (expected, weights))
     if ours != theirs:
         missing, extra = sorted(ours.items() - theirs.items()), sorted(theirs.items() - ours.items())
-        raise InputError(
-            f"{path}: weights do not fit config.json (missing {missing[:3]}, unexpected {extra[:3]})"
-        )
+        raise InputError(f"{path}: weights do not fit config.json (missing {missing[:3]}, unexpected {extra[:3]})")
     return weights
 
 
@@ -141,9 +133,7 @@ class Vocoder:
     def num_units(self) -> int:
         return self.info.num_units
 
-    def check_units(
-        self, fingerprint: str | None, num_units: int | None = None, *, where: str = "vocoder"
-    ) -> None:
+    def check_units(self, fingerprint: str | None, num_units: int | None = None, *, where: str = "vocoder") -> None:
         """InputError when units of codebook `fingerprint`, `num_units` of them, are not what was learned."""
         if fingerprint and self.units_fingerprint and fingerprint != self.units_fingerprint:
             raise InputError(
@@ -151,9 +141,7 @@ class Vocoder:
                 f"units come from codebook {fingerprint}; train a vocoder on them (`im2speech vocoder`)"
             )
         if num_units is not None and num_units != self.num_units:
-            raise InputError(
-                f"{where}: this vocoder knows {self.num_units} units, but the codebook has {num_units}"
-            )
+            raise InputError(f"{where}: this vocoder knows {self.num_units} units, but the codebook has {num_units}")
 
     def synthesize(
         self,
@@ -179,9 +167,7 @@ class Vocoder:
             raise InputError("vocoder: it has one voice, so no speaker can be chosen")
         waveforms: list[NDArray[np.float32]] = [np.zeros(0, np.float32) for _ in sequences]
         # Like lengths side by side: less padding. The results are put back in the order asked for.
-        order = sorted(
-            (i for i, sequence in enumerate(sequences) if len(sequence)), key=lambda i: len(sequences[i])
-        )
+        order = sorted((i for i, sequence in enumerate(sequences) if len(sequence)), key=lambda i: len(sequences[i]))
         device = next(self.network.parameters()).device
         step = batch_size or (1 if device.type == "cpu" else 32)
         for start in range(0, len(order), step):
@@ -236,8 +222,6 @@ class Vocoder:
         for index, (sequence, values) in enumerate(zip(units, durations, strict=True)):
             array = np.asarray(values)
             if array.shape != (len(sequence),) or (array.size and int(array.min()) < 1):
-                raise InputError(
-                    f"vocoder: durations of sequence {index} must be one a unit, each at least 1 frame"
-                )
+                raise InputError(f"vocoder: durations of sequence {index} must be one a unit, each at least 1 frame")
             checked.append(torch.from_numpy(array.astype(np.int64)))
         return checked

@@ -43,9 +43,7 @@ def choose_speaker(utterances: "Sequence[Utterance]", wanted: str = "") -> str:
         raise InputError("vocoder: the training split holds no utterance with units")
     ranked = sorted(counts, key=lambda name: (-counts[name], name))
     if wanted and wanted not in counts:
-        raise InputError(
-            f"vocoder: speaker {wanted!r} is not in train; most frequent are {', '.join(ranked[:5])}"
-        )
+        raise InputError(f"vocoder: speaker {wanted!r} is not in train; most frequent are {', '.join(ranked[:5])}")
     return wanted or ranked[0]
 
 
@@ -57,9 +55,7 @@ def sample(utterances: "Sequence[Utterance]", count: int, seed: int) -> "list[Ut
     return [utterances[index] for index in sorted(chosen.tolist())]
 
 
-def load_examples(
-    utterances: "Sequence[Utterance]", *, root: Path, sample_rate: int, hop: int
-) -> list[Example]:
+def load_examples(utterances: "Sequence[Utterance]", *, root: Path, sample_rate: int, hop: int) -> list[Example]:
     """Read the recordings under `root`, at `sample_rate`, into training examples; skip empty units."""
     examples = []
     for utterance in utterances:

@@ -260,9 +260,7 @@ class _HiFiGANTask(nn.Module):
     def __init__(self, config: HiFiGANConfig) -> None:
         super().__init__()
         if config.dur_predictor_params is None:
-            raise InputError(
-                "vocoder training: config key 'dur_predictor_params' is needed to train durations"
-            )
+            raise InputError("vocoder training: config key 'dur_predictor_params' is needed to train durations")
         self.network = CodeHiFiGAN(config)
         self.analyse = LogMel(MelConfig(config.sampling_rate))
         self.hop, self.context = config.hop, 0

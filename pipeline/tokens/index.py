@@ -100,9 +100,7 @@ def read_index(shards_dir: Path, split: str) -> dict[str, Any]:
     path = Path(shards_dir) / split / INDEX_NAME
     if not path.is_file():
         known = ", ".join(split_names(shards_dir)) or "none"
-        raise InputError(
-            f"{path}: no such file; splits with an index: {known} (the shards stage writes it last)"
-        )
+        raise InputError(f"{path}: no such file; splits with an index: {known} (the shards stage writes it last)")
     index = read_json(path)
     if not isinstance(index, dict):
         raise InputError(f"{path}: a JSON object was expected")
@@ -126,16 +124,13 @@ def split_names(shards_dir: Path) -> list[str]:
     return sorted(folder.name for folder in folders if (folder / INDEX_NAME).is_file())
 
 
-def write_indexes(
-    folder: Path, shards: Mapping[str, ShardResult], tokenizers: Tokenizers
-) -> dict[str, dict[str, Any]]:
+def write_indexes(folder: Path, shards: Mapping[str, ShardResult], tokenizers: Tokenizers) -> dict[str, dict[str, Any]]:
     """Write `<split>/index.json` of every split; returns them. shards: "<split>/<number>" -> its result."""
     indexes: dict[str, dict[str, Any]] = {}
     for split in sorted({name.split("/")[0] for name in shards}):
         results = {name.split("/")[1]: shards[name] for name in shards if name.split("/")[0] == split}
         entries = [
-            ShardEntry(f"{number}.tar", result.counts["samples"], **result.facts)
-            for number, result in results.items()
+            ShardEntry(f"{number}.tar", result.counts["samples"], **result.facts) for number, result in results.items()
         ]
         totals: dict[str, int | float] = {
             name: sum(result.counts[name] for result in results.values()) for name in COUNTED

@@ -12,9 +12,7 @@ def describe(indexes: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         if about is None:
             yield f"{name}: none"
             continue
-        facts = ", ".join(
-            f"{key} {about[key]}" for key in sorted(about) if key not in ("fingerprint", "vocab")
-        )
+        facts = ", ".join(f"{key} {about[key]}" for key in sorted(about) if key not in ("fingerprint", "vocab"))
         yield f"{name}: {about['fingerprint']}, {about['vocab']:,} ids; {facts}"
     for split, index in indexes.items():
         totals = index["totals"]

@@ -75,9 +75,7 @@ class UnitsPart:
     durations: NDArray[np.uint16]
 
     @staticmethod
-    def from_utterances(
-        ids: Sequence[str], units: Sequence[ArrayLike], durations: Sequence[ArrayLike]
-    ) -> "UnitsPart":
+    def from_utterances(ids: Sequence[str], units: Sequence[ArrayLike], durations: Sequence[ArrayLike]) -> "UnitsPart":
         """Join per-utterance arrays; InputError when something does not fit uint16 or line up."""
         if not len(ids) == len(units) == len(durations):
             raise InputError(f"{len(ids)} ids, {len(units)} unit and {len(durations)} duration sequences")
@@ -151,9 +149,7 @@ class ImagesPart:
 def write_units_part(path: Path, part: UnitsPart) -> None:
     """Write a units part, atomically and with bytes that depend on the arrays alone."""
     part.check(str(path))
-    write_npz(
-        path, {"ids": part.ids, "offsets": part.offsets, "units": part.units, "durations": part.durations}
-    )
+    write_npz(path, {"ids": part.ids, "offsets": part.offsets, "units": part.units, "durations": part.durations})
 
 
 def read_units_part(path: Path) -> UnitsPart:

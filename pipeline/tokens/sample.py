@@ -53,9 +53,7 @@ class Sample:
 def to_members(sample: Sample) -> dict[str, bytes]:
     """The sample's files by what follows `<key>.`, sorted. InputError for what does not fit the contract."""
     if not is_key(sample.key):
-        raise InputError(
-            f"key {sample.key!r}: letters, digits, '_', '-' and '/' only (webdataset cuts keys at dots)"
-        )
+        raise InputError(f"key {sample.key!r}: letters, digits, '_', '-' and '/' only (webdataset cuts keys at dots)")
     captions, offset = [], 0
     for caption in sample.captions:
         if len(caption.units) != len(caption.durations):
@@ -74,9 +72,7 @@ def to_members(sample: Sample) -> dict[str, bytes]:
         offset += len(caption.units)
     none = np.zeros(0, np.uint16)
     units = np.concatenate([none, *(as_uint16(c.units, f"{sample.key}: units") for c in sample.captions)])
-    durations = np.concatenate(
-        [none, *(as_uint16(c.durations, f"{sample.key}: durations") for c in sample.captions)]
-    )
+    durations = np.concatenate([none, *(as_uint16(c.durations, f"{sample.key}: durations") for c in sample.captions)])
     meta = {"captions": captions, "key": sample.key}
     members = {
         UNITS: npy_bytes(units),
@@ -114,9 +110,7 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
         offset += count
         runs = durations[start:offset]
         if int(runs.sum(dtype=np.int64)) != record["num_frames"]:
-            raise InputError(
-                f"{key}: caption {id_}: durations do not add up to {record['num_frames']} frames"
-            )
+            raise InputError(f"{key}: caption {id_}: durations do not add up to {record['num_frames']} frames")
         captions.append(TokenCaption(id_, record["speaker"], record["text"], units[start:offset], runs))
     if offset != len(units):
         raise InputError(f"{key}: captions cover {offset} of {len(units)} units")

@@ -84,9 +84,7 @@ def _split_faults(
     stated = {name: index["totals"].get(name) for name in COUNTED}
     for name, count in stated.items():
         if count != totals[name]:
-            faults.append(
-                Fault(f"{split}/index.json", "", f"totals say {count} {name}, there are {totals[name]}")
-            )
+            faults.append(Fault(f"{split}/index.json", "", f"totals say {count} {name}, there are {totals[name]}"))
     return faults
 
 
@@ -149,9 +147,7 @@ def _problems(sample: Sample, index: dict[str, Any]) -> list[str]:
             problems.append(f"image tokens of shape {sample.image.shape}, the tokenizer makes {grid}")
         problems += _out_of_range("image token", sample.image, index["vocab"].get("image", 0))
     for caption in sample.captions:
-        problems += _out_of_range(
-            f"caption {caption.id}: unit", caption.units, index["vocab"].get("units", 0)
-        )
+        problems += _out_of_range(f"caption {caption.id}: unit", caption.units, index["vocab"].get("units", 0))
     return problems
 
 

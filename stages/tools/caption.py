@@ -10,13 +10,9 @@ from stages._settings import from_environment, resolve_device
 
 def command(
     images: Annotated[list[Path], typer.Argument(help="Pictures to describe.")],
-    out: Annotated[Path, typer.Option(help="Folder for the wav files, each named like its picture.")] = Path(
-        "."
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the wav files, each named like its picture.")] = Path("."),
     model: Annotated[Path, typer.Option(help="The captioner's folder.")] = Path("data/train/model"),
-    vqgan: Annotated[
-        Path | None, typer.Option(help="The image tokenizer; else found beside the model.")
-    ] = None,
+    vqgan: Annotated[Path | None, typer.Option(help="The image tokenizer; else found beside the model.")] = None,
     vocoder: Annotated[Path | None, typer.Option(help="The vocoder; else found beside the model.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="1: greedy decoding, as in the paper.")] = 1,
 ) -> None:
@@ -32,9 +28,7 @@ def command(
     captioner = ImageToSpeech.from_pretrained(
         model, vqgan_dir=vqgan, vocoder_dir=vocoder, device=resolve_device(settings.device)
     )
-    for image, target, speech in zip(
-        images, targets, captioner.caption(images, num_beams=num_beams), strict=True
-    ):
+    for image, target, speech in zip(images, targets, captioner.caption(images, num_beams=num_beams), strict=True):
         write_wav(target, speech.waveform, speech.sample_rate)
         seconds = len(speech.waveform) / speech.sample_rate
         print(f"{image} -> {target} ({seconds:.1f} s, {len(speech.units)} units)")

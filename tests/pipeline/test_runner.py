@@ -94,9 +94,7 @@ def test_an_old_folder_is_replaced_and_finish_writes_last(tmp_path):
 
 
 def test_too_many_rejects_publish_nothing_and_say_why(tmp_path):
-    with pytest.raises(
-        InputError, match=r"3 of 14 items rejected.*0\.1(?s:.*)3 x too short.*train/00000"
-    ) as error:
+    with pytest.raises(InputError, match=r"3 of 14 items rejected.*0\.1(?s:.*)3 x too short.*train/00000") as error:
         run(tmp_path, allowed=0.1)
     assert not (tmp_path / "out1").exists()
     path = Path(str(error.value).split("All of them are in ")[1].split(". Nothing")[0])

@@ -54,9 +54,7 @@ def test_every_row_becomes_a_sample(tmp_path):
         first = samples[0]
         assert np.array_equal(first.image, images.tokens[images.index()[first.key]])
         expected = units.utterance(units.index()[first.captions[1].id])
-        assert (
-            np.array_equal(first.captions[1].units, expected[0]) and first.captions[1].text == "a café, nº 1"
-        )
+        assert np.array_equal(first.captions[1].units, expected[0]) and first.captions[1].text == "a café, nº 1"
         assert first.jpg == (tmp_path / "corpus" / f"{first.key}.jpg").read_bytes()
     assert (out / "README.md").is_file() and read_rejects(out / "rejects.jsonl") == []
 

@@ -165,9 +165,7 @@ def _free_fill(obj: WideObj, rng: np.random.Generator, side: int) -> Rgb | Image
     return image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _stripes(
-    first: Rgb, second: Rgb, rng: np.random.Generator, side: int, low: int, high: int
-) -> Image.Image:
+def _stripes(first: Rgb, second: Rgb, rng: np.random.Generator, side: int, low: int, high: int) -> Image.Image:
     """Stripes of two colours, `low` to `high` pixels from one to the next."""
     image = Image.new("RGB", (side, side), first)
     pen = ImageDraw.Draw(image)

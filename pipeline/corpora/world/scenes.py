@@ -197,13 +197,7 @@ def parse_caption(text: str) -> ParsedCaption:
 
     for word in text.lower().replace(".", " ").replace(",", " ").split():
         kind = (
-            "size"
-            if word in SIZES
-            else "colour"
-            if word in WIDE_COLOURS
-            else "shape"
-            if word in WIDE_SHAPES
-            else None
+            "size" if word in SIZES else "colour" if word in WIDE_COLOURS else "shape" if word in WIDE_SHAPES else None
         )
         if kind is not None:
             if kind in current:

@@ -122,15 +122,11 @@ def test_paths_out_of_the_root_are_rejects(tmp_path: Path) -> None:
     (tmp_path / "c/table.jsonl").write_text('{"audio": "../x.wav"}\n{"audio": "y.wav"}\n')
     built = build(tmp_path / "c", "table", Options(split="test"), Limits())
     assert [row.key for row in built.splits["test"]] == ["y"]
-    assert {reject.reason for reject in built.rejects if reject.id} == {
-        "lies outside the corpus root [../x.wav]"
-    }
+    assert {reject.reason for reject in built.rejects if reject.id} == {"lies outside the corpus root [../x.wav]"}
 
 
 @pytest.mark.parametrize(("name", "rows", "captions"), [("coco20", 20, 40), ("librivox", 3, 3)])
-def test_real_tables_go_through_with_nothing_lost(
-    name: str, rows: int, captions: int, tmp_path: Path
-) -> None:
+def test_real_tables_go_through_with_nothing_lost(name: str, rows: int, captions: int, tmp_path: Path) -> None:
     if not (REAL / name).is_dir():
         pytest.skip(f"{REAL / name} is not there")
     built = build(REAL / name, "table", Options(), Limits())

@@ -52,8 +52,7 @@ def test_table_reader_takes_it_and_speakers_are_kept_apart(recordings: Path, tmp
         "val": 2,
     }
     speakers = {
-        split: {caption.speaker for row in rows for caption in row.captions}
-        for split, rows in built.splits.items()
+        split: {caption.speaker for row in rows for caption in row.captions} for split, rows in built.splits.items()
     }
     assert speakers["test_speaker"] == {"cara"} and "cara" not in speakers["train"] | speakers["test"]
     assert not manifest.find_leaks(built.splits)
@@ -73,9 +72,7 @@ def test_official_test_recordings_are_in_test_only(recordings: Path) -> None:
 
 
 def test_what_is_missing_is_said(recordings: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="recordings of 'dora' and others are needed; there is anna, ben, cara"
-    ):
+    with pytest.raises(InputError, match="recordings of 'dora' and others are needed; there is anna, ben, cara"):
         read_recordings(recordings, "dora")
     with pytest.raises(InputError, match="no spoken digits found; looked for recordings/"):
         read_recordings(tmp_path, "cara")
@@ -91,9 +88,4 @@ def test_a_small_cut_of_the_real_recordings(tmp_path: Path) -> None:
     assert note["speakers"]["test_speaker"] == ["george"] and len(note["speakers"]["train"]) == 4
     built = build(tmp_path / "d", "table", Options(), Limits())
     assert (built.num_rows, built.num_captions, built.rejects) == (18, 26, [])
-    assert all(
-        0.3 < caption.seconds < 8
-        for rows in built.splits.values()
-        for row in rows
-        for caption in row.captions
-    )
+    assert all(0.3 < caption.seconds < 8 for rows in built.splits.values() for row in rows for caption in row.captions)

@@ -71,9 +71,7 @@ def test_images_of_one_file_only_are_rejects(spokencoco: Path) -> None:
 def test_unrolled_file_with_one_caption_an_item(spokencoco: Path) -> None:
     def unroll(document: dict) -> None:
         document["data"] = [
-            {"image": item["image"], "caption": caption}
-            for item in document["data"]
-            for caption in item["captions"]
+            {"image": item["image"], "caption": caption} for item in document["data"] for caption in item["captions"]
         ]
 
     plain = read(spokencoco)

@@ -68,9 +68,7 @@ def test_lines_that_cannot_be_used_are_rejects_with_their_line(tmp_path: Path) -
     rows = [item for item in items if isinstance(item, UncheckedRow)]
     reasons = [item.reason for item in items if not isinstance(item, UncheckedRow) and not item.id]
     assert [row.key for row in rows] == ["a"]
-    for number, part in enumerate(
-        ("already in the split 'train'", "'audio'", "'txet'", "'captions'", "'image'"), 2
-    ):
+    for number, part in enumerate(("already in the split 'train'", "'audio'", "'txet'", "'captions'", "'image'"), 2):
         assert any(f"table.jsonl:{number}:" in reason and part in reason for reason in reasons), part
 
 
@@ -86,9 +84,7 @@ def test_layout_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="table not found; looked for table.jsonl"):
         list(read(tmp_path, Options()))
     (tmp_path / "table.csv").write_text("picture,audio\na.jpg,a.wav\n")
-    with pytest.raises(
-        InputError, match=r"table.csv:1: the columns are audio and any of .*found picture, audio"
-    ):
+    with pytest.raises(InputError, match=r"table.csv:1: the columns are audio and any of .*found picture, audio"):
         list(read(tmp_path, Options(table="table.csv")))
     (tmp_path / "table.jsonl").write_text('{"audio": "a.wav"}\n{"audio": "b.w')
     with pytest.raises(InputError, match=r"table.jsonl:2"):

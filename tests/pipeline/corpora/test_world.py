@@ -12,9 +12,7 @@ from pipeline.corpora.world import draw, scenes, textures
 from pipeline.corpora.world.scenes import HELD_OUT, Obj, ParsedCaption, ParsedObject, Scene
 
 COMBINATIONS = list(itertools.product(scenes.COLOURS, scenes.SHAPES))
-OBJECTS = st.builds(
-    Obj, st.sampled_from(scenes.COLOURS), st.sampled_from(scenes.SHAPES), st.sampled_from(scenes.SIZES)
-)
+OBJECTS = st.builds(Obj, st.sampled_from(scenes.COLOURS), st.sampled_from(scenes.SHAPES), st.sampled_from(scenes.SIZES))
 SCENES = st.builds(Scene, OBJECTS, OBJECTS, st.sampled_from(scenes.RELATIONS))
 
 

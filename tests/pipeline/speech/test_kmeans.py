@@ -34,9 +34,7 @@ def test_fit_finds_the_clusters_and_repeats():
 
 def test_round_trip_and_fingerprint(tmp_path):
     features, _ = blobs()
-    codebook = fit_kmeans(
-        features, 8, seed=0, metadata={"encoder_sha256": "x", "layer": 2, "normalize": False}
-    )
+    codebook = fit_kmeans(features, 8, seed=0, metadata={"encoder_sha256": "x", "layer": 2, "normalize": False})
     codebook.save(tmp_path / "codebook.safetensors")
     again = Codebook.load(tmp_path / "codebook.safetensors")
     assert np.array_equal(again.centroids, codebook.centroids) and again.metadata == codebook.metadata

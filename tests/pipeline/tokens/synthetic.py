@@ -52,8 +52,7 @@ def _row(corpus: Path, key: str, rng: np.random.Generator) -> Row:
     Picture.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
     image = Image(f"{key}.jpg", 30, 20, hashlib.sha256(path.read_bytes()).hexdigest())
     captions = tuple(
-        Caption(f"{key}-{n}", f"{key}-{n}.wav", 16000, 16000, "0" * 64, f"s{n}", f"a café, nº {n}")
-        for n in range(2)
+        Caption(f"{key}-{n}", f"{key}-{n}.wav", 16000, 16000, "0" * 64, f"s{n}", f"a café, nº {n}") for n in range(2)
     )
     return Row(key, image, captions)
 

@@ -83,9 +83,7 @@ def test_duplicates_torn_and_missing_files(tmp_path):
         parts.UnitsPart.from_utterances(["a", "a"], [[1], [1]], [[1], [1]])
     with pytest.raises(InputError, match="no such file"):
         parts.read_units_part(tmp_path / "none.npz")
-    parts.write_images_part(
-        tmp_path / "i.npz", parts.ImagesPart(np.array(["k"]), np.zeros((1, 9, 9), np.uint16))
-    )
+    parts.write_images_part(tmp_path / "i.npz", parts.ImagesPart(np.array(["k"]), np.zeros((1, 9, 9), np.uint16)))
     data = (tmp_path / "i.npz").read_bytes()
     (tmp_path / "torn.npz").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="torn.npz"):

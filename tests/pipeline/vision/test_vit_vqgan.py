@@ -81,9 +81,7 @@ def test_the_encoder_is_the_written_formula(model):
         heads.append(weights @ value[..., h])
     x = x + torch.cat(heads, -1) @ s[f"{at}.0.fn.to_out.weight"].T + s[f"{at}.0.fn.to_out.bias"]
     hidden = torch.tanh(norm(f"{at}.1.norm", x) @ s[f"{at}.1.fn.net.0.weight"].T + s[f"{at}.1.fn.net.0.bias"])
-    x = norm(
-        "encoder.transformer.norm", x + hidden @ s[f"{at}.1.fn.net.2.weight"].T + s[f"{at}.1.fn.net.2.bias"]
-    )
+    x = norm("encoder.transformer.norm", x + hidden @ s[f"{at}.1.fn.net.2.weight"].T + s[f"{at}.1.fn.net.2.bias"])
     z = x @ s["pre_quant.weight"].T + s["pre_quant.bias"]
     distances = torch.cdist(F.normalize(z, dim=-1), F.normalize(s["quantizer.embedding.weight"], dim=-1))
     assert torch.equal(model.encode_codes(images).flatten(1), distances.argmin(-1))
