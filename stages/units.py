@@ -61,10 +61,14 @@ def run(
         device=resolve_device(context.settings.device),
         limits=limits,
     )
-    facts = {
-        **loaded.metadata,
-        "codebook_fingerprint": loaded.fingerprint,
-        "num_units": len(loaded.centroids),
+    facts = {**loaded.metadata, "codebook_fingerprint": loaded.fingerprint, "num_units": len(loaded.centroids)}
+    decides = {
+        "params": params.model_dump(),
+        "limits": limits,
+        "codebook": loaded.fingerprint,
+        "encoder": encoder.fingerprint,
+        "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
+        "code": code_fingerprint([hubert, kmeans, units]),
     }
     torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(
@@ -72,16 +76,7 @@ def run(
         names,
         out,
         scratch_dir=context.settings.scratch_dir,
-        fingerprint=fingerprint(
-            {
-                "params": params.model_dump(),
-                "limits": limits,
-                "codebook": loaded.fingerprint,
-                "encoder": encoder.fingerprint,
-                "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
-                "code": code_fingerprint([hubert, kmeans, units]),
-            }
-        ),
+        fingerprint=fingerprint(decides),
         num_workers=context.settings.num_workers,
         executor=context.settings.executor,
         label="units",
