@@ -66,9 +66,7 @@ def git(
     num_images: Annotated[int, typer.Option(min=100, help="Wide scenes to draw.")] = 40_000,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of 64 pairs.")] = 4000,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the one-cycle schedule.")] = 1e-3,
-    start_from: Annotated[
-        Path | None, typer.Option(help="A captioner whose fitting weights are copied (the other input's, or an earlier run's).")
-    ] = None,
+    start_from: Annotated[Path | None, typer.Option(help="A captioner whose fitting weights are copied.")] = None,
     vqgan: Annotated[Path | None, typer.Option(help="Image tokenizer for tokens; else the bundled one.")] = None,
     seed: Seed = 0,
 ) -> None:
