@@ -22,6 +22,9 @@ class Params(Section):
     steps: int = Field(1200, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Captions of a batch.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate (AdamW).")
+    pretrained_rate_scale: float = Field(
+        0.25, gt=0, description="Rate of the pretrained layers over that of the units' embeddings and output."
+    )
     warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up; then cosine to zero.")
     weight_decay: float = Field(0.02, ge=0, description="On matrices only.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the cross-entropy.")

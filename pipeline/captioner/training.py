@@ -25,11 +25,15 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The schedule: linear warm-up, cosine to zero; weight decay on matrices only."""
+    """The schedule: linear warm-up, cosine to zero; weight decay on matrices only.
+
+    pretrained_rate_scale: learning rate of everything but the units' embeddings and output, over theirs.
+    """
 
     steps: int
     batch_size: int
     learning_rate: float
+    pretrained_rate_scale: float
     warmup_steps: int
     weight_decay: float
     label_smoothing: float
@@ -125,14 +129,21 @@ def _start(
 
 
 def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Optimizer:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
-    others = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    """AdamW; what stood in the pretrained model moves slower than the units' own embeddings and output."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_new = "word_embeddings" in name or name.startswith("output.")
+            scale = 1.0 if is_new else settings.pretrained_rate_scale
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": settings.learning_rate * scale, "weight_decay": decay}
+            for (scale, decay), parameters in groups.items()
+        ],
+        betas=(0.9, 0.98),
+    )
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
