@@ -126,7 +126,7 @@ def test_metrics_and_plots_are_shown(project):
 
 def test_caption_speaks_a_wav_for_an_image(project, tmp_path):
     image = next((project / "data/demo/val2014").glob("*.jpg"))
-    sh("im2speech", "caption", image, "--out", tmp_path, cwd=project)
+    sh(sys.executable, "-m", "stages", "caption", image, "--out", tmp_path, cwd=project)
     samples, rate = soundfile.read(tmp_path / f"{image.stem}.wav")
     assert rate == 16_000 and len(samples) > 1600 and np.abs(samples).max() > 0.01
 
