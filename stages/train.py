@@ -23,7 +23,7 @@ class Params(Section):
     batch_size: int = Field(64, ge=1, description="Captions of a batch.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate (AdamW).")
     pretrained_rate_scale: float = Field(
-        0.25, gt=0, description="Rate of the pretrained layers over that of the units' embeddings and output."
+        1.0, gt=0, description="Rate of the pretrained layers over that of the units' embeddings and output."
     )
     warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up; then cosine to zero.")
     weight_decay: float = Field(0.02, ge=0, description="On matrices only.")
