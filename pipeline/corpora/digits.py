@@ -234,16 +234,22 @@ def _make_row(
 
 
 def _draw(glyphs: list[NDArray[np.float64]], rng: np.random.Generator, size: DigitsSize) -> Image.Image:
-    """White on black as in other sets of digits, from left to right, none quite in its place."""
+    """White on black as in other sets of digits, from left to right, none quite in its place.
+
+    Empty columns beside a digit are cut off, so that three have room and none is small.
+    """
     side = size.image_size
     width = side / max(size.max_digits, 3)
-    pixels = round(width * 0.95)
+    height = round(1.5 * width)
     paper = Image.new("L", (side, side), 20)
     start = (side - width * len(glyphs)) / 2
     for place, glyph in enumerate(glyphs):
-        ink = Image.fromarray(np.round(glyph * 255).astype(np.uint8)).resize((pixels, pixels), Image.Resampling.BICUBIC)
-        x = start + width * place + rng.uniform(0, width - pixels)
-        y = (side - pixels) / 2 + rng.uniform(-0.1, 0.1) * side
+        inked = np.flatnonzero(glyph.max(axis=0) > 0)
+        strokes = glyph[:, inked[0] : inked[-1] + 1] if len(inked) else glyph
+        wide = min(round(height * strokes.shape[1] / len(strokes)), int(width))
+        ink = Image.fromarray(np.round(strokes * 255).astype(np.uint8)).resize((wide, height), Image.Resampling.BICUBIC)
+        x = start + width * place + rng.uniform(0, width - wide)
+        y = (side - height) / 2 + rng.uniform(-0.1, 0.1) * side
         paper.paste(235, (round(x), round(y)), ink)
     return paper.convert("RGB")
 
