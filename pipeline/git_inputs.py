@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.captioner.model import CaptionerConfig, make_config
+from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.vision.vit_vqgan import load_vit_vqgan
 
 BUNDLED_TOKENIZER = Path(__file__).resolve().parent / "bundled" / "vit_vqgan"
@@ -39,6 +40,7 @@ def git_inputs(input: Literal["tokens", "pixels"], vqgan_dir: Path | None = None
             token_vocab=num_codes,
             token_dim=dim,
             token_grid=(height, width),
+            num_queries=NUM_QUERIES,
             image_tokenizer=tokenizer.fingerprint,
             dropout=0.0,
         )
@@ -55,7 +57,13 @@ def git_inputs(input: Literal["tokens", "pixels"], vqgan_dir: Path | None = None
 
 
 def _pixel_config(vocab_size: int) -> CaptionerConfig:
-    return make_config(input="pixels", vocab_size=vocab_size, stem_channels=(32, 64, 96, 128), dropout=0.0)
+    return make_config(
+        input="pixels",
+        vocab_size=vocab_size,
+        stem_channels=(32, 64, 96, 128),
+        num_queries=NUM_QUERIES,
+        dropout=0.0,
+    )
 
 
 def _to_pixels(pictures: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -7,17 +7,22 @@ attention, generation) except the first layer of the vision tower, which `config
 - `pixels`: float32 [B, 3, S, S] in [0, 1];
 - `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside;
 - either may be replaced by the tower's own output, float32 [B, 1, N, D], computed once when it is frozen.
+
+Two things differ from GIT where the configuration says so, because small models learn sooner with them:
+`num_queries` learnt queries pool the tower's output and stand before it, and `norm_first` puts each decoder layer's
+norms before its parts instead of behind them.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from torch.nn import functional
 from transformers import GitConfig, GitForCausalLM, GitVisionConfig
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.git.modeling_git import GitVisionEmbeddings, GitVisionModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
+from transformers.models.git.modeling_git import GitEncoder, GitLayer, GitVisionEmbeddings, GitVisionModel
 
 from pipeline.errors import InputError
 
@@ -28,7 +33,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @strict
 class CaptionerConfig(GitConfig):
-    """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT."""
+    """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT.
+
+    num_queries: vectors pooled from the tower's output, put before it. norm_first: see `NormFirstLayer`.
+    """
 
     model_type = "im2speech"
 
@@ -37,6 +45,8 @@ class CaptionerConfig(GitConfig):
     token_vocab: int = 0
     token_dim: int = 0
     token_grid: list[int] | tuple[int, ...] = ()
+    num_queries: int = 0
+    norm_first: bool = False
     image_tokenizer: str = ""
     unit_codebook: str = ""
     unit_vocabulary: dict | None = None
@@ -102,13 +112,69 @@ class NormalizedPatches(GitVisionEmbeddings):
         return super().forward(clip_normalize(pixel_values), interpolate_pos_encoding)
 
 
+class QueryPooling(nn.Module):
+    """Learnt queries look for one thing each, and what they find stands before what they looked at.
+
+    In pretraining each is told what to look for (`vision_pretraining`), so that the decoder finds an object in one
+    vector. One head of attention; a vector of its own marks the query.
+    """
+
+    def __init__(self, dim: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, dim) * 0.1)
+        self.keys = nn.Linear(dim, dim)
+        self.marks = nn.Parameter(torch.randn(num_queries, dim) * 0.3)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """float32 [B, N, D] -> [B, num_queries + N, D]."""
+        scores = self.queries @ self.keys(features).transpose(1, 2) / features.shape[2] ** 0.5
+        return torch.cat([scores.softmax(-1) @ features + self.marks, features], 1)
+
+
 class VisionTower(GitVisionModel):
-    """GIT's vision tower that also lets its own output pass, so that a frozen tower runs once an image."""
+    """GIT's vision tower, with pooling queries if any, that also lets its own output pass: a frozen tower then runs
+    once an image."""
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(config.vision_config)
+        dim = config.vision_config.hidden_size
+        self.pooling = QueryPooling(dim, config.num_queries) if config.num_queries else nn.Identity()
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> BaseModelOutput:
         if pixel_values.is_floating_point() and pixel_values.shape[1] == 1:
             return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
-        return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        out = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return BaseModelOutput(last_hidden_state=self.pooling(out.last_hidden_state))
+
+
+class NormFirstLayer(GitLayer):
+    """GIT's layer with its norms before attention and feed-forward, not behind (Xiong et al. 2020, On layer
+    normalization in the transformer architecture). Same weights, same names."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        attended, feed = self.attention.output, self.output
+        normed = attended.LayerNorm(hidden_states)
+        mixed, _ = self.attention.self(normed, attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + attended.dropout(attended.dense(mixed))
+        inner = self.intermediate(feed.LayerNorm(hidden_states))
+        return hidden_states + feed.dropout(feed.dense(inner))
+
+
+class NormFirstEncoder(GitEncoder):
+    """Layers of `NormFirstLayer`, and the norm that the last of them lacks."""
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(config)
+        self.layer = nn.ModuleList(NormFirstLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        out = super().forward(*args, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(out.last_hidden_state), past_key_values=out.past_key_values
+        )
 
 
 class Captioner(GitForCausalLM):
@@ -119,12 +185,14 @@ class Captioner(GitForCausalLM):
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__(config)
-        tower = VisionTower(config.vision_config)
+        tower = VisionTower(config)
         if config.input == "pixels" and not config.stem_channels:
             tower.vision_model.embeddings = NormalizedPatches(config.vision_config)
         else:
             tower.vision_model.embeddings = Stem(config)
         self.git.image_encoder = tower
+        if config.norm_first:
+            self.git.encoder = NormFirstEncoder(config)
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -144,6 +212,17 @@ class Captioner(GitForCausalLM):
             part.requires_grad_(False)
 
 
+def caption_loss(
+    model: Captioner, images: torch.Tensor, ids: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean cross-entropy of teacher forcing over the caption's positions; `ids` int64 [B, T] padded behind with the
+    configuration's pad id."""
+    logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
+    logits = logits[:, -(ids.shape[1] - 1) :]
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == model.config.pad_token_id, -100)
+    return functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, label_smoothing=label_smoothing)
+
+
 def make_config(
     *,
     input: Literal["tokens", "pixels"],
@@ -158,6 +237,8 @@ def make_config(
     token_vocab: int = 0,
     token_dim: int = 0,
     token_grid: tuple[int, int] = (0, 0),
+    num_queries: int = 0,
+    norm_first: bool = True,
     image_tokenizer: str = "",
     max_positions: int = 384,
     dropout: float = 0.1,
@@ -192,6 +273,8 @@ def make_config(
         token_vocab=token_vocab,
         token_dim=token_dim,
         token_grid=token_grid,
+        num_queries=num_queries,
+        norm_first=norm_first,
         image_tokenizer=image_tokenizer,
     )
 
@@ -206,12 +289,13 @@ def load_captioner(model_dir: Path) -> Captioner:
 def copy_matching(target: Captioner, source: Captioner, skip: tuple[str, ...] = ()) -> list[str]:
     """Copy every weight of `source` that `target` has in the same shape; returns the names left as they were.
 
-    skip: name parts never copied, such as the embeddings of another vocabulary.
+    skip: beginnings of names never copied, such as the embeddings of another vocabulary. Beginnings, because
+    `output.` also stands inside every decoder layer's names.
     """
     weights, own = source.state_dict(), target.state_dict()
     left = []
     for name, value in own.items():
-        if name in weights and weights[name].shape == value.shape and not any(part in name for part in skip):
+        if name in weights and weights[name].shape == value.shape and not name.startswith(skip):
             own[name] = weights[name]
         else:
             left.append(name)

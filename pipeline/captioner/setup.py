@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from pipeline.captioner.data import Examples
 from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
+from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
 from pipeline.tokens.read import read_samples
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 CODEBOOK_NAME = "quantizer.embedding.weight"  # in every ViT-VQGAN and taming-style tokenizer
-_WORDS_ONLY = ("word_embeddings", "output.")
+_WORDS_ONLY = ("git.embeddings.word_embeddings.", "output.")
 _DECODER = ("git.encoder.", "git.embeddings.")
 
 
@@ -95,6 +96,7 @@ def _config(
             input=params["input"],
             vocab_size=vocabulary.size,
             stem_channels=stem,
+            num_queries=NUM_QUERIES,
             dropout=params["dropout"],
             pad=vocabulary.pad,
             bos=vocabulary.bos,

@@ -17,8 +17,7 @@ from tqdm import tqdm
 from pipeline.captioner.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.captioner.data import Examples, collate, encode_captions, epoch_batches
 from pipeline.captioner.generation import generate_units
-from pipeline.captioner.model import Captioner
-from pipeline.captioner.text_pretraining import caption_loss
+from pipeline.captioner.model import Captioner, caption_loss
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
 

@@ -64,13 +64,14 @@ def git(
     input: Annotated[Literal["tokens", "pixels"], typer.Option(help="What the model sees.")] = "tokens",
     out: Out = Path("data/pretrain/git"),
     num_images: Annotated[int, typer.Option(min=100, help="Wide scenes to draw.")] = 40_000,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of 64 pairs.")] = 4000,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the one-cycle schedule.")] = 1e-3,
+    see_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 pairs in which the vision tower learns.")] = 2500,
+    spell_steps: Annotated[int, typer.Option(min=1, help="Then steps in which the decoder learns.")] = 4000,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of both one-cycle schedules.")] = 1e-3,
     start_from: Annotated[Path | None, typer.Option(help="A captioner whose fitting weights are copied.")] = None,
     vqgan: Annotated[Path | None, typer.Option(help="Image tokenizer for tokens; else the bundled one.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """GIT on drawn scenes with captions in words: where the captioner learns to see."""
+    """GIT on drawn scenes with captions in letters: where the captioner learns to see, and to say what it sees."""
     import torch
 
     from pipeline.captioner.model import load_captioner
@@ -86,7 +87,8 @@ def git(
         config,
         tokenize,
         num_images=num_images,
-        steps=steps,
+        see_steps=see_steps,
+        spell_steps=spell_steps,
         batch_size=64,
         learning_rate=learning_rate,
         seed=seed,

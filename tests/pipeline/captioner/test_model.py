@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import GitConfig, GitForCausalLM
 
 from pipeline.captioner.data import Examples
 from pipeline.captioner.generation import generate_units
-from pipeline.captioner.model import Captioner, load_captioner, make_config
+from pipeline.captioner.model import Captioner, clip_normalize, copy_matching, load_captioner, make_config
 from pipeline.captioner.training import TrainingSettings, edit_distance, train_captioner, unit_error_rate
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
@@ -31,10 +32,11 @@ def images(input: str, number: int) -> torch.Tensor:
     return torch.rand(number, 3, 32, 32, generator=generator)
 
 
+@pytest.mark.parametrize("shape", [{}, {"num_queries": 3}, {"norm_first": False}])
 @pytest.mark.parametrize("stem", [(), (8, 16)])
 @pytest.mark.parametrize("input", ["tokens", "pixels"])
-def test_save_and_load_keep_every_weight(input, stem, tmp_path):
-    model = small(input, stem)
+def test_save_and_load_keep_every_weight(input, stem, shape, tmp_path):
+    model = small(input, stem, **shape)
     model.save_pretrained(tmp_path)
     again = load_captioner(tmp_path)
     for name, value in model.state_dict().items():
@@ -42,6 +44,27 @@ def test_save_and_load_keep_every_weight(input, stem, tmp_path):
     ids = torch.tensor([[1, 5, 6, 7]])
     batch = images(input, 1)
     assert torch.equal(model(ids, pixel_values=batch).logits, again(ids, pixel_values=batch).logits)
+
+
+def test_without_our_additions_it_is_transformers_git():
+    """The same weights under the same names give the same logits as `GitForCausalLM`, but for [0, 1] pixels."""
+    model = small("pixels", stem=(), norm_first=False)
+    theirs = GitForCausalLM(GitConfig(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})).eval()
+    theirs.load_state_dict(model.state_dict())
+    ids, batch = torch.tensor([[1, 5, 6, 7]]), images("pixels", 1)
+    with torch.inference_mode():
+        assert torch.equal(
+            model(ids, pixel_values=batch).logits, theirs(ids, pixel_values=clip_normalize(batch)).logits
+        )
+
+
+def test_copying_leaves_only_the_vocabulary_behind():
+    source, target = small("tokens"), small("tokens", vocab_size=31)
+    torch.nn.init.normal_(source.git.encoder.layer[0].attention.output.dense.weight)
+    left = copy_matching(target, source, ("git.embeddings.word_embeddings.", "output."))
+    assert left == ["git.embeddings.word_embeddings.weight", "output.weight", "output.bias"]
+    for name, value in source.state_dict().items():
+        assert name in left or torch.equal(value, target.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("input", ["tokens", "pixels"])
@@ -63,8 +86,9 @@ def test_the_text_never_changes_the_image_side_and_text_is_causal():
     assert float((one[:, -1] - two[:, -1]).abs().max()) > 1e-4
 
 
-def test_greedy_generation_equals_a_manual_loop_and_any_batch_size():
-    model, batch, vocabulary = small("tokens"), images("tokens", 5), UnitVocabulary(20)
+@pytest.mark.parametrize("shape", [{}, {"num_queries": 3}, {"norm_first": False}])
+def test_greedy_generation_equals_a_manual_loop_and_any_batch_size(shape):
+    model, batch, vocabulary = small("tokens", **shape), images("tokens", 5), UnitVocabulary(20)
     spoken = generate_units(model, vocabulary, batch, max_length=12)
     one_by_one = generate_units(model, vocabulary, batch, max_length=12, batch_size=1)
     for number, units in enumerate(spoken):
