@@ -45,24 +45,40 @@ def read_samples(shards_dir: Path, split: str) -> Iterator[Sample]:
             )
 
 
-def read_shard(path: Path, *, pixels: bool = True) -> Iterator[Sample]:
-    """The samples of one tar, without their pictures unless `pixels`. InputError names the file and the key."""
-    for key, members in read_members(path, KNOWN if pixels else TOKENS):
+def read_shard(path: Path, *, pixels: bool = True, skip: int = 0) -> Iterator[Sample]:
+    """The samples of one tar, without their pictures unless `pixels`. InputError names the file and the key.
+
+    skip: leave out so many at the beginning, without reading them.
+    """
+    for key, members in read_members(path, KNOWN if pixels else TOKENS, skip=skip):
         try:
             yield from_members(key, members)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def read_members(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_members(
+    path: Path, names: Collection[str] | None = None, *, skip: int = 0
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by what follows `<key>.`) of one tar, grouped as webdataset does: neighbours by key.
 
-    names: only these members are read; None means all.
+    names: only these members are read, None means all; skip: leave out so many keys at the beginning.
     """
     key: str | None = None
     members: dict[str, bytes] = {}
     seen: set[str] = set()
-    for full, data in walk(path, MAX_MEMBER_BYTES, lambda full: names is None or _split(full)[1] in names):
+    number, last = -1, None
+
+    def wanted(full: str) -> bool:
+        nonlocal number, last
+        found, name = _split(full)
+        if found != last:
+            number, last = number + 1, found
+        return number >= skip and (names is None or name in names)
+
+    for full, data in walk(path, MAX_MEMBER_BYTES, wanted):
+        if number < skip:
+            continue
         member_key, name = _split(full)
         if member_key != key:
             if key is not None:
