@@ -23,7 +23,8 @@ from tests.pipeline.tokens.synthetic import write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "pipeline" / "bundled" / "vit_vqgan"
-SMALL = "--steps 2 --evaluate-every 2 --batch-size 8 --num-pieces 0 --num-validation-images 2".split()
+SMALL = ["--steps", "2", "--evaluate-every", "2", "--batch-size", "8"]
+SMALL += ["--num-pieces", "0", "--num-validation-images", "2"]
 
 
 def context(root: Path, stage: str = "shards") -> StageContext:
