@@ -5,7 +5,6 @@
 - `files`: how the paper's published code feeds itself: a JPEG to decode and scale for each image, and a `.unit` file
   (an integer array by torch.save) for each caption. An image is decoded once for all its captions here.
 - `webdataset`: the stock package with its default decoders on the very tars that ours reads.
-
 - `webdataset_undecoded`: the same when it only cuts the tars into bytes.
 
 A sample is an image with all its captions. Every loader but the last gives the units of every caption; `equal` says

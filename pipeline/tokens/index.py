@@ -21,6 +21,7 @@ COUNTED = ("samples", "images", "captions", "units", "frames")
 """What `totals` counts, beside `seconds` of speech."""
 
 _FIELDS: dict[str, type] = {
+    "fingerprint": str,
     "shards": list,
     "totals": dict,
     "vocab": dict,
@@ -113,6 +114,15 @@ def check_index(index: Any, path: Path | str) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(index.get(name), kind):
             raise InputError(f"{path}: the field '{name}' is missing or is no {kind.__name__}")
+    for name in (*COUNTED, "seconds"):
+        if not isinstance(index["totals"].get(name), int | float):
+            raise InputError(f"{path}: the total '{name}' is missing or is no number")
+    for name in ("units", "image"):
+        about, vocab = index["tokenizers"].get(name), index["vocab"].get(name, None if name == "units" else 0)
+        if about is None and name == "image":
+            continue
+        if not isinstance(about, dict) or not isinstance(about.get("fingerprint"), str) or not isinstance(vocab, int):
+            raise InputError(f"{path}: 'tokenizers.{name}' has no fingerprint, or 'vocab.{name}' is no number")
     for shard in index["shards"]:
         for name, kind in _SHARD_FIELDS.items():
             if not isinstance(shard, dict) or not isinstance(shard.get(name), kind):

@@ -1,7 +1,7 @@
 """What the tokens of a set are like: usage, perplexity, entropy against bytes on disk, lengths, bit rate, duplicates.
 
 One pass over the shards with bounded memory (a few bytes a sample, for the duplicates). `statistics.json` holds the
-figures, `plots/*.csv` the curves that `dvc plots show` draws.
+figures, `plots/<split>/*.csv` the curves that `dvc plots show` draws.
 """
 
 import csv
@@ -118,17 +118,15 @@ def read_statistics(shards_dir: Path) -> dict[str, Any]:
 
 
 def write_statistics(shards_dir: Path, folder: Path | None = None) -> dict[str, Any]:
-    """Write statistics.json and plots/*.csv into `folder` (default: the set itself); returns the figures."""
+    """Write statistics.json and plots/<split>/*.csv into `folder` (default: the set itself); returns the figures."""
     summary, counted = set_statistics(shards_dir)
     folder = Path(folder or shards_dir)
     write_json(folder / STATISTICS_NAME, summary)
-    plots = folder / PLOTS
-    ranked = {split: np.sort(counts.units)[::-1] for split, counts in counted.items()}
-    _write_csv(plots / "unit_usage.csv", ("split", "rank", "share"), _shares(ranked))
-    ranked = {split: np.sort(counts.image)[::-1] for split, counts in counted.items() if counts.image.any()}
-    _write_csv(plots / "image_token_usage.csv", ("split", "rank", "share"), _shares(ranked))
-    spoken = {split: counts.units_per_caption for split, counts in counted.items()}
-    _write_csv(plots / "units_per_caption.csv", ("split", "units", "captions"), _histograms(spoken))
+    for split, counts in counted.items():
+        plots = folder / PLOTS / split
+        _write_csv(plots / "unit_usage.csv", ("rank", "share"), _shares(counts.units))
+        _write_csv(plots / "image_token_usage.csv", ("rank", "share"), _shares(counts.image))
+        _write_csv(plots / "units_per_caption.csv", ("units", "captions"), _histogram(counts.units_per_caption))
     return summary
 
 
@@ -199,23 +197,16 @@ def _repeated(seen: Counter[bytes]) -> int:
     return sum(seen.values()) - len(seen)
 
 
-def _shares(ranked: Mapping[str, NDArray[np.int64]]) -> list[tuple[Any, ...]]:
-    return [
-        (split, rank, f"{count / max(1, int(counts.sum())):.7f}")
-        for split, counts in ranked.items()
-        for rank, count in enumerate(counts.tolist())
-    ]
+def _shares(counts: NDArray[np.int64]) -> list[tuple[Any, ...]]:
+    """(rank, share) of every id, the most used first."""
+    total = max(1, int(counts.sum()))
+    return [(rank, f"{count / total:.7f}") for rank, count in enumerate(np.sort(counts)[::-1].tolist())]
 
 
-def _histograms(values: Mapping[str, Sequence[int]]) -> list[tuple[Any, ...]]:
-    """Counts in equal bins over all splits; the bin's lower edge names it."""
-    longest = max((max(v) for v in values.values() if len(v)), default=0)
-    width = max(1, math.ceil((longest + 1) / _BINS))
-    rows: list[tuple[Any, ...]] = []
-    for split, numbers in values.items():
-        counts = np.bincount(np.asarray(numbers, np.int64) // width, minlength=longest // width + 1)
-        rows += [(split, place * width, count) for place, count in enumerate(counts.tolist())]
-    return rows
+def _histogram(values: Sequence[int]) -> list[tuple[Any, ...]]:
+    """(lower edge, count) of each bin."""
+    found = lengths(values).get("histogram", {"bin_width": 1, "counts": []})
+    return [(place * found["bin_width"], count) for place, count in enumerate(found["counts"])]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:

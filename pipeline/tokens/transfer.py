@@ -5,11 +5,13 @@ indexes. An index is written when all its shards are there, contents.json last, 
 for a whole one.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,8 @@ def pull(
         for shard in index["shards"]
     ]
     files += [entry for name, entry in hashes.items() if _is_wanted(name, chosen, known)]
-    num_copied = _fetch_all(remote, files, folder, num_workers)
+    with _locked(folder):
+        num_copied = _fetch_all(remote, files, folder, num_workers)
     if (card := remote.read(CARD_NAME)) is not None:
         _write(folder / CARD_NAME, card)
     for split, (_, data) in indexes.items():
@@ -167,6 +170,22 @@ def _make_way(folder: Path, indexes: dict[str, bytes], replace: bool) -> None:
                 raise InputError(f"{path}: is of another set; give another folder, or --replace to overwrite it")
             (folder / CONTENTS_NAME).unlink(missing_ok=True)
             path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second pull out of the folder: two would write into the same unfinished files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".pull.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another pull is at work in it; wait for it or end it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _fetch_all(remote: Remote, files: list[dict[str, Any]], folder: Path, num_workers: int) -> int:

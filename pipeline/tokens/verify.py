@@ -101,6 +101,10 @@ def _index_faults(folder: Path, split: str, index: dict[str, Any], expected: dic
             problem = {"units": f"units of codebook {found}, expected codebook {wanted}"}
             other = f"image tokens of tokenizer {found}, expected tokenizer {wanted}"
             faults.append(Fault(where, "", problem.get(name, other)))
+    for name, vocab in index["vocab"].items():
+        stated = (index["tokenizers"].get(name) or {}).get("vocab")
+        if stated != vocab:
+            faults.append(Fault(where, "", f"vocab says {vocab} {name} ids, its tokenizer {stated}"))
     urls = Counter(shard["url"] for shard in index["shards"])
     faults += [Fault(f"{split}/{url}", "", "listed more than once") for url, count in urls.items() if count > 1]
     strangers = sorted(path.name for path in folder.glob("*.tar*") if path.name not in urls)

@@ -69,7 +69,7 @@ def verify(
 @command.command()
 def stats(
     shards: Shards = DEFAULT,
-    out: Annotated[Path | None, typer.Option(help="Write statistics.json and plots/*.csv into this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write statistics.json and plots/ into this folder.")] = None,
 ) -> None:
     """Count usage, perplexity, entropy, lengths, bit rates and duplicates; JSON on the terminal or into a folder."""
     import json

@@ -186,6 +186,23 @@ def test_faults_of_the_set_as_a_whole_are_named(shards):
     assert f"expected set {'e' * 16}" in found
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("totals", {}, "the total 'samples' is missing"),
+        ("vocab", {"image": 40}, "'vocab.units' is no number"),
+        ("tokenizers", {"units": {}, "image": None}, "'tokenizers.units' has no fingerprint"),
+        ("fingerprint", None, "'fingerprint' is missing"),
+        ("shards", [{"url": "../x.tar", "nsamples": 1, "filesize": 1, "sha256": ""}], "leads out of its folder"),
+        ("shards", [7], "a shard's 'url' is missing"),
+    ],
+)
+def test_an_index_without_its_fields_is_named_with_the_field(shards, field, value, words):
+    path = shards / "val" / "index.json"
+    write_json(path, {**read_json(path), field: value})
+    assert f"{words}" in faults(shards) and "val/index.json" in faults(shards)
+
+
 def test_members_that_others_would_unpickle_are_named_and_never_read(shards):
     path = shards / "val" / "00000.tar"
     with tarfile.open(path, "a") as tar:
@@ -256,8 +273,8 @@ def test_info_draws_histograms_and_stats_prints_json(shards, tmp_path):
     assert "perplexity" not in CliRunner().invoke(command, ["info", str(shards), "--quick"]).stdout
     assert json.loads(CliRunner().invoke(command, ["stats", str(shards)]).stdout)["splits"].keys() == SIZES.keys()
     assert CliRunner().invoke(command, ["stats", str(shards), "--out", str(tmp_path / "s")]).exit_code == 0
-    header, *rows = (tmp_path / "s" / "plots" / "unit_usage.csv").read_text().splitlines()
-    assert header == "split,rank,share" and len(rows) == 2 * 12
+    header, *rows = (tmp_path / "s" / "plots" / "val" / "unit_usage.csv").read_text().splitlines()
+    assert header == "rank,share" and len(rows) == 12
     assert sparkline([0, 1, 100]) == " ▁█" and sparkline([]) == ""
 
 

@@ -144,6 +144,14 @@ def test_two_pulls_at_once_do_not_spoil_each_other(source, tmp_path):
     assert tree(tmp_path / "0") == tree(tmp_path / "1") == tree(source)
 
 
+def test_a_second_pull_into_the_same_folder_is_refused(source, tmp_path):
+    copy = tmp_path / "copy"
+    with transfer._locked(copy), pytest.raises(InputError, match="another pull is at work"):
+        transfer.pull(str(source), copy)
+    transfer.pull(str(source), copy)
+    assert tree(copy) == tree(source)
+
+
 def test_the_commands_push_and_pull(source, tmp_path):
     run = CliRunner().invoke
     pushed = run(command, ["push", str(source), str(tmp_path / "there")])
