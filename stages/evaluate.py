@@ -10,6 +10,7 @@ from stages._cli import In, Out, Section, StageContext
 
 if TYPE_CHECKING:
     from pipeline.evaluation.ladder import Metrics, Utterance
+    from pipeline.image_to_speech import ImageToSpeech
     from pipeline.manifest import Row
 
 
@@ -72,7 +73,7 @@ def run(
         print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
         return
     java = JavaScorers() if params.java_metrics else None  # early: it gets ready while we listen
-    parts, notes = _load_parts(context, vqgan, vocoder, model, units)
+    parts, notes = _load_parts(context, vqgan, vocoder, model, units, images)
     spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
     recognisers = _recognisers(params, context, manifests, splits, notes)
@@ -94,7 +95,7 @@ def run(
 
 
 def _load_parts(
-    context: StageContext, vqgan: Path, vocoder: Path, model: Path, units: Path
+    context: StageContext, vqgan: Path, vocoder: Path, model: Path, units: Path, images: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """The captioner and the vocoder, as far as they are there, and a note on what is not."""
     import torch
@@ -116,10 +117,30 @@ def _load_parts(
     else:
         notes.append(f"No resynthesis and no prediction: there is no vocoder in {vocoder}.")
     if "speaker" in parts and (model / "config.json").exists():
-        parts["captioner"] = ImageToSpeech.from_pretrained(model, vqgan_dir=vqgan, vocoder_dir=vocoder, device=device)
+        captioner = ImageToSpeech.from_pretrained(model, vqgan_dir=vqgan, vocoder_dir=vocoder, device=device)
+        _refuse_other_tokens(model, captioner, units, images)
+        parts["captioner"] = captioner
     elif "speaker" in parts:
         notes.append(f"No prediction: there is no captioner in {model}.")
     return parts, notes
+
+
+def _refuse_other_tokens(model: Path, captioner: "ImageToSpeech", units: Path, images: Path) -> None:
+    """InputError, naming both fingerprints, when the tokens to be scored are not those that the captioner learnt."""
+    from pipeline.errors import InputError
+    from pipeline.files import read_json
+
+    known = [(units / "units.json", "codebook_fingerprint", "codebook", captioner.vocabulary.codebook_fingerprint)]
+    if captioner.model.config.input == "tokens":
+        tokenizer = captioner.model.config.image_tokenizer
+        known.append((images / "tokenizer.json", "tokenizer_fingerprint", "image tokenizer", tokenizer))
+    for path, field, word, learnt in known:
+        found = read_json(path).get(field) if path.exists() else None
+        if found and learnt and found != learnt:
+            raise InputError(
+                f"{path}: tokens of {word} {found}, but the captioner in {model} was trained on {word} {learnt}; "
+                "run the stages in between again"
+            )
 
 
 def _rungs(

@@ -1,12 +1,14 @@
 """shards: rows + units + image tokens -> token shards, their index and their card.
 
 Reads manifests/, data/units/, data/images/ (and the corpus, for pixels); writes data/shards/, the product
-that people share: webdataset tars, an index.json a split, README.md, rejects.jsonl and summary.json.
+that people share: webdataset tars, an index.json a split, the codebooks, statistics, README.md, contents.json,
+rejects.jsonl and summary.json.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 class Params(Section):
     """The section `shards` of params.yaml."""
 
+    compression: Literal["none", "gzip"] = Field(
+        "none", description="gzip saves most of the bytes of shards without pixels; wids cannot read it."
+    )
     include_pixels: bool = Field(True, description="Keep each picture as <key>.jpg beside its tokens.")
     pixel_size: int = Field(0, ge=0, description="Shorter side of kept pictures; 0 keeps the original bytes.")
+    include_codebooks: bool = Field(True, description="Carry the codebooks, so that the set can be trained on alone.")
     max_reject_fraction: float = Field(0.05, ge=0, le=1, description="Fail above this part of rows and captions.")
     title: str = Field("Image and speech tokens", description="Title of the dataset card.")
     licence: str = Field("unknown", description="Licence of the source, as the Hub names it: cc-by-4.0, ...")
@@ -60,15 +66,18 @@ def run(
     inputs = [manifests / f"{name}.jsonl" for name in names]
     inputs += [folder / f"{name}.npz" for folder in (units, images) for name in names]
     about = card.About(params.title, params.licence, params.description, params.citation)
+    suffix = ".tar.gz" if params.compression == "gzip" else ".tar"
+    carried = (codebook, vqgan) if params.include_codebooks else (None, None)
     report = runner.run_shards(
         partial(join.make_shard, sources),
         names,
         out,
-        suffix=".tar",
+        suffix=suffix,
         scratch_dir=context.settings.scratch_dir,
         fingerprint=fingerprint(
             {
                 "code": runner.code_fingerprint([join, write, sample, parts, media, index]),
+                "compression": params.compression,
                 "inputs": [sha256_file(path) if path.is_file() else None for path in inputs],
                 "limits": limits,
                 "pixels": [params.include_pixels, params.pixel_size],
@@ -82,7 +91,7 @@ def run(
         max_reject_fraction=params.max_reject_fraction,
         num_items=num_items,
         num_threads=1,
-        finish=partial(_finish, tokenizers, about),
+        finish=partial(_finish, tokenizers, about, suffix, carried),
     )
     context.log(event="shards", num_computed=report.num_computed, **report.counts)
 
@@ -123,11 +132,28 @@ def _tokenizers(units: Path, images: Path, codebook: Path, vqgan: Path) -> "Toke
     return Tokenizers(about(path, "tokenizer_fingerprint", "vocab", vqgan, expected), of_units)
 
 
-def _finish(tokenizers: "Tokenizers", about: "About", folder: Path, report: "RunReport") -> None:
-    """Write the index of every split, then the card."""
+def _finish(
+    tokenizers: "Tokenizers",
+    about: "About",
+    suffix: str,
+    carried: tuple[Path | None, Path | None],
+    folder: Path,
+    report: "RunReport",
+) -> None:
+    """Write the index of every split, the codebooks, the statistics, the card, and last what the set is made of."""
     from pipeline.files import write_text
     from pipeline.tokens.card import dataset_card
+    from pipeline.tokens.carried import FOLDER, UNITS_NAME, carry_image_codebook
+    from pipeline.tokens.contents import write_contents
     from pipeline.tokens.index import write_indexes
+    from pipeline.tokens.statistics import write_statistics
 
-    indexes = write_indexes(folder, report.shards, tokenizers)
-    write_text(folder / "README.md", dataset_card(about, indexes))
+    indexes = write_indexes(folder, report.shards, tokenizers, suffix)
+    codebook, vqgan = carried
+    if codebook is not None and codebook.is_file():
+        (folder / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(codebook, folder / FOLDER / UNITS_NAME)
+    if vqgan is not None and tokenizers.image is not None and (vqgan / "model.safetensors").is_file():
+        carry_image_codebook(vqgan / "model.safetensors", folder)
+    write_text(folder / "README.md", dataset_card(about, indexes, write_statistics(folder)))
+    write_contents(folder)

@@ -5,8 +5,9 @@ told otherwise, as the paper starts from a vision-language model.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import typer
 from pydantic import Field
 
 from stages._cli import In, Out, Section, StageContext
@@ -43,10 +44,12 @@ def run(
     context: StageContext,
     *,
     shards: In = Path("data/shards"),
-    vqgan: In = Path("data/vqgan"),
+    vqgan: Annotated[
+        Path, typer.Option(help="Folder of the image tokenizer; none takes the codebook that the shards carry.")
+    ] = Path("none"),
     out: Out = Path("data/train"),
 ) -> None:
-    """Train the image-to-speech captioner on token shards.
+    """Train the image-to-speech captioner on token shards, which are all that it needs.
 
     Writes model/ (config.json, model.safetensors, generation_config.json, unit_vocabulary.json), metrics.json
     and dvclive curves: loss and the unit error rate of free-running generations on the validation split.
@@ -60,6 +63,7 @@ def run(
     from pipeline.captioner.training import TrainingSettings, train_captioner
     from pipeline.errors import InputError
     from pipeline.files import fingerprint, write_json
+    from pipeline.tokens.carried import refuse_misfits
     from pipeline.tokens.index import read_index, split_names
     from stages._settings import resolve_device
 
@@ -69,11 +73,13 @@ def run(
     if context.dry_run:
         return
     torch.set_num_threads(context.settings.num_threads)
+    validation_split = "val" if "val" in splits else "train"
     index = read_index(shards, "train")
-    model, vocabulary = build_captioner(params.model_dump(), shards, index, vqgan)
+    refuse_misfits(shards, {split: read_index(shards, split) for split in ("train", validation_split)})
+    tokenizer = None if str(vqgan) == "none" else vqgan
+    model, vocabulary = build_captioner(params.model_dump(), shards, index, tokenizer)
     model.to(resolve_device(context.settings.device))
     train = read_examples(shards, "train", model, context.limit, cache=params.freeze_vision)
-    validation_split = "val" if "val" in splits else "train"
     validation = read_examples(
         shards, validation_split, model, params.num_validation_images, cache=params.freeze_vision
     )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from tqdm import tqdm
 
 from pipeline.captioner.data import Examples
@@ -16,20 +15,21 @@ from pipeline.captioner.model import Captioner, copy_matching, load_captioner, m
 from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
+from pipeline.tokens.carried import find_image_codebook
 from pipeline.tokens.read import read_samples
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
-CODEBOOK_NAME = "quantizer.embedding.weight"  # in every ViT-VQGAN and taming-style tokenizer
 _WORDS_ONLY = ("git.embeddings.word_embeddings.", "output.")
 _DECODER = ("git.encoder.", "git.embeddings.")
 
 
 def build_captioner(
-    params: Mapping[str, Any], shards_dir: Path, index: Mapping[str, Any], vqgan_dir: Path
+    params: Mapping[str, Any], shards_dir: Path, index: Mapping[str, Any], vqgan_dir: Path | None = None
 ) -> tuple[Captioner, UnitVocabulary]:
     """A captioner for these shards with the weights that `params["init"]` names, and its unit vocabulary.
 
-    Raises InputError when the image tokenizer that init was trained on is not the shards' own.
+    vqgan_dir: folder of the image tokenizer; None takes the codebook that the shards carry. Raises InputError when
+    it, or the image tokenizer that init was trained on, is not the shards' own.
     """
     torch.manual_seed(params["seed"])
     is_tokens = params["input"] == "tokens"
@@ -55,9 +55,10 @@ def build_captioner(
             f"train.init: {params['init']} was trained on image tokenizer {start.config.image_tokenizer}, but "
             f"{shards_dir} was made by {tokenizer['fingerprint']}. Use init none, or the tokenizer it was trained on."
         )
-    model = Captioner(_config(params, index, start, vocabulary, vqgan_dir if is_tokens else None))
-    if is_tokens:
-        model.git.image_encoder.vision_model.embeddings.codebook.copy_(_codebook(vqgan_dir))
+    codes = _codebook(shards_dir, tokenizer, vqgan_dir) if is_tokens else None
+    model = Captioner(_config(params, index, start, vocabulary, codes))
+    if codes is not None:
+        model.git.image_encoder.vision_model.embeddings.codebook.copy_(codes)
     if start is not None:
         copy_matching(model, start, _WORDS_ONLY if params["init_decoder"] else (*_WORDS_ONLY, *_DECODER))
     if params["freeze_vision"]:
@@ -70,7 +71,7 @@ def _config(
     index: Mapping[str, Any],
     start: Captioner | None,
     vocabulary: UnitVocabulary,
-    vqgan_dir: Path | None,
+    codes: torch.Tensor | None,
 ) -> Any:
     if start is not None:
         config = start.config.__class__.from_dict(start.config.to_dict())
@@ -83,15 +84,15 @@ def _config(
         )
     else:
         tokens: dict[str, Any] = {}
-        if vqgan_dir is not None:
-            tokenizer, centres = index["tokenizers"]["image"], _codebook(vqgan_dir)
+        if codes is not None:
+            tokenizer = index["tokenizers"]["image"]
             tokens = {
-                "token_vocab": len(centres),
-                "token_dim": centres.shape[1],
+                "token_vocab": len(codes),
+                "token_dim": codes.shape[1],
                 "token_grid": tuple(tokenizer["grid"]),
                 "image_tokenizer": tokenizer["fingerprint"],
             }
-        stem = (96, 128) if vqgan_dir is not None else (32, 64, 96, 128)
+        stem = (96, 128) if codes is not None else (32, 64, 96, 128)
         config = make_config(
             input=params["input"],
             vocab_size=vocabulary.size,
@@ -108,10 +109,10 @@ def _config(
     return config
 
 
-def _codebook(vqgan_dir: Path) -> torch.Tensor:
+def _codebook(shards_dir: Path, about: Mapping[str, Any], vqgan_dir: Path | None) -> torch.Tensor:
     """The tokenizer's codebook float32 [K, D], L2-normalised, as its decoder sees it."""
-    with safe_open(vqgan_dir / "model.safetensors", framework="pt") as weights:
-        return torch.nn.functional.normalize(weights.get_tensor(CODEBOOK_NAME).float(), dim=-1)
+    codes = find_image_codebook(shards_dir, about, vqgan_dir)
+    return torch.nn.functional.normalize(torch.from_numpy(codes), dim=-1)
 
 
 def read_examples(

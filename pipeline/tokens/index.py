@@ -21,6 +21,7 @@ COUNTED = ("samples", "images", "captions", "units", "frames")
 """What `totals` counts, beside `seconds` of speech."""
 
 _FIELDS: dict[str, type] = {
+    "fingerprint": str,
     "shards": list,
     "totals": dict,
     "vocab": dict,
@@ -101,7 +102,11 @@ def read_index(shards_dir: Path, split: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(split_names(shards_dir)) or "none"
         raise InputError(f"{path}: no such file; splits with an index: {known} (the shards stage writes it last)")
-    index = read_json(path)
+    return check_index(read_json(path), path)
+
+
+def check_index(index: Any, path: Path | str) -> dict[str, Any]:
+    """`index` if it has the shape of one; else InputError naming `path` and the field."""
     if not isinstance(index, dict):
         raise InputError(f"{path}: a JSON object was expected")
     if index.get("version") != VERSION:
@@ -109,13 +114,28 @@ def read_index(shards_dir: Path, split: str) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(index.get(name), kind):
             raise InputError(f"{path}: the field '{name}' is missing or is no {kind.__name__}")
+    for name in (*COUNTED, "seconds"):
+        if not isinstance(index["totals"].get(name), int | float):
+            raise InputError(f"{path}: the total '{name}' is missing or is no number")
+    for name in ("units", "image"):
+        about, vocab = index["tokenizers"].get(name), index["vocab"].get(name, None if name == "units" else 0)
+        if about is None and name == "image":
+            continue
+        if not isinstance(about, dict) or not isinstance(about.get("fingerprint"), str) or not isinstance(vocab, int):
+            raise InputError(f"{path}: 'tokenizers.{name}' has no fingerprint, or 'vocab.{name}' is no number")
     for shard in index["shards"]:
         for name, kind in _SHARD_FIELDS.items():
             if not isinstance(shard, dict) or not isinstance(shard.get(name), kind):
                 raise InputError(f"{path}: a shard's '{name}' is missing or is no {kind.__name__}: {shard!r}")
-        if Path(shard["url"]).is_absolute() or ".." in Path(shard["url"]).parts:
+        if not stays_inside(shard["url"]):
             raise InputError(f"{path}: the shard url {shard['url']!r} leads out of its folder")
     return index
+
+
+def stays_inside(url: str) -> bool:
+    """Whether a relative url of a stranger's set stays in the folder it is relative to."""
+    parts = url.replace("\\", "/").split("/")
+    return bool(url) and ":" not in url and not url.startswith("/") and not {"", ".", ".."} & set(parts)
 
 
 def split_names(shards_dir: Path) -> list[str]:
@@ -124,13 +144,19 @@ def split_names(shards_dir: Path) -> list[str]:
     return sorted(folder.name for folder in folders if (folder / INDEX_NAME).is_file())
 
 
-def write_indexes(folder: Path, shards: Mapping[str, ShardResult], tokenizers: Tokenizers) -> dict[str, dict[str, Any]]:
-    """Write `<split>/index.json` of every split; returns them. shards: "<split>/<number>" -> its result."""
+def write_indexes(
+    folder: Path, shards: Mapping[str, ShardResult], tokenizers: Tokenizers, suffix: str = ".tar"
+) -> dict[str, dict[str, Any]]:
+    """Write `<split>/index.json` of every split; returns them.
+
+    shards: "<split>/<number>" -> its result; suffix: of the files, .tar or .tar.gz.
+    """
     indexes: dict[str, dict[str, Any]] = {}
     for split in sorted({name.split("/")[0] for name in shards}):
         results = {name.split("/")[1]: shards[name] for name in shards if name.split("/")[0] == split}
         entries = [
-            ShardEntry(f"{number}.tar", result.counts["samples"], **result.facts) for number, result in results.items()
+            ShardEntry(f"{number}{suffix}", result.counts["samples"], **result.facts)
+            for number, result in results.items()
         ]
         totals: dict[str, int | float] = {
             name: sum(result.counts[name] for result in results.values()) for name in COUNTED

@@ -1,16 +1,16 @@
-"""Reads token shards with tarfile and numpy alone: exact, checked, and safe on a stranger's files.
+"""Reads token shards with numpy alone: exact, checked, and safe on a stranger's files.
 
 Nothing is unpickled, members are bounded in size, and a sample that breaks the contract is an InputError
 naming shard and key. `read_samples` goes through a split in the order of its index.
 """
 
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.tokens.index import read_index, split_names
-from pipeline.tokens.sample import Sample, TokenCaption, from_members
+from pipeline.tokens.sample import KNOWN, TOKENS, Sample, TokenCaption, from_members
+from pipeline.tokens.tar import walk
 
 __all__ = [
     "Sample",
@@ -45,43 +45,56 @@ def read_samples(shards_dir: Path, split: str) -> Iterator[Sample]:
             )
 
 
-def read_shard(path: Path) -> Iterator[Sample]:
-    """The samples of one tar. InputError names the file and the key."""
-    for key, members in read_members(path):
+def read_shard(path: Path, *, pixels: bool = True, skip: int = 0) -> Iterator[Sample]:
+    """The samples of one tar, without their pictures unless `pixels`. InputError names the file and the key.
+
+    skip: leave out so many at the beginning, without reading them.
+    """
+    for key, members in read_members(path, KNOWN if pixels else TOKENS, skip=skip):
         try:
             yield from_members(key, members)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by what follows `<key>.`) of one tar, grouped as webdataset does: neighbours by key."""
+def read_members(
+    path: Path, names: Collection[str] | None = None, *, skip: int = 0
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members by what follows `<key>.`) of one tar, grouped as webdataset does: neighbours by key.
+
+    names: only these members are read, None means all; skip: leave out so many keys at the beginning.
+    """
     key: str | None = None
     members: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    raise InputError(f"{path}: member '{info.name}' is not a plain file")
-                if info.size > MAX_MEMBER_BYTES:
-                    raise InputError(f"{path}: member '{info.name}' of {info.size:,} bytes is too large")
-                folder, _, base = info.name.rpartition("/")
-                stem, _, name = base.partition(".")
-                member_key = f"{folder}/{stem}" if folder else stem
-                if member_key != key:
-                    if key is not None:
-                        yield key, members
-                    key, members = member_key, {}
-                if name in members:
-                    raise InputError(f"{path}: member '{info.name}' occurs twice")
-                stream = tar.extractfile(info)
-                members[name] = stream.read() if stream is not None else b""
-                # tarfile remembers every member it passed; memory must not grow with the shard.
-                tar.members = []  # type: ignore[attr-defined]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, although the index lists it") from error
-    except tarfile.TarError as error:
-        last = f" after key '{key}'" if key is not None else ""
-        raise InputError(f"{path}: not readable as a tar{last} ({error}); copy or build it again") from error
+    seen: set[str] = set()
+    number, last = -1, None
+
+    def wanted(full: str) -> bool:
+        nonlocal number, last
+        found, name = _split(full)
+        if found != last:
+            number, last = number + 1, found
+        return number >= skip and (names is None or name in names)
+
+    for full, data in walk(path, MAX_MEMBER_BYTES, wanted):
+        if number < skip:
+            continue
+        member_key, name = _split(full)
+        if member_key != key:
+            if key is not None:
+                yield key, members
+            key, members, seen = member_key, {}, set()
+        if name in seen:
+            raise InputError(f"{path}: member '{full}' occurs twice")
+        seen.add(name)
+        if names is None or name in names:
+            members[name] = data
     if key is not None:
         yield key, members
+
+
+def _split(full: str) -> tuple[str, str]:
+    """(key, the rest) of a member's name: the key ends at the first dot of the base name."""
+    slash = full.rfind("/") + 1
+    dot = full.find(".", slash)
+    return (full, "") if dot < 0 else (full[:dot], full[dot + 1 :])

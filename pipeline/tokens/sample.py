@@ -6,7 +6,9 @@ whatever does not keep the contract of docs/formats.md is an InputError that nam
 """
 
 import ast
+import functools
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +22,11 @@ from pipeline.manifest import is_key
 from pipeline.tokens.parts import as_uint16, npy_bytes
 
 IMAGE, UNITS, DURATIONS, META, PIXELS = "image.npy", "units.npy", "durations.npy", "json", "jpg"
+TOKENS = frozenset({IMAGE, UNITS, DURATIONS, META})
+KNOWN = TOKENS | {PIXELS}
 
 _MAGIC = b"\x93NUMPY"
+_ZERO = np.zeros(1, np.int64)
 _CAPTION_FIELDS = {"id": str, "speaker": str, "text": str, "offset": int, "num_units": int, "num_frames": int}
 
 
@@ -97,8 +102,10 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
     image = npy_array(members[IMAGE], f"{key}.{IMAGE}", num_dims=2) if IMAGE in members else None
     if len(units) != len(durations):
         raise InputError(f"{key}: {len(units)} units but {len(durations)} durations")
-    if np.any(durations == 0):
+    if durations.size and not durations.all():
         raise InputError(f"{key}.{DURATIONS}: holds a zero; every unit lasts at least one frame")
+    # frames[i]: frames before unit i, so that a caption's frames are a difference and not a sum each.
+    frames = np.concatenate([_ZERO, np.cumsum(durations, dtype=np.int64)]).tolist()
     captions, offset = [], 0
     for record in meta["captions"]:
         id_, start, count = record["id"], record["offset"], record["num_units"]
@@ -108,10 +115,11 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
                 f"within {len(units)} units"
             )
         offset += count
-        runs = durations[start:offset]
-        if int(runs.sum(dtype=np.int64)) != record["num_frames"]:
+        if frames[offset] - frames[start] != record["num_frames"]:
             raise InputError(f"{key}: caption {id_}: durations do not add up to {record['num_frames']} frames")
-        captions.append(TokenCaption(id_, record["speaker"], record["text"], units[start:offset], runs))
+        captions.append(
+            TokenCaption(id_, record["speaker"], record["text"], units[start:offset], durations[start:offset])
+        )
     if offset != len(units):
         raise InputError(f"{key}: captions cover {offset} of {len(units)} units")
     return Sample(key, image, captions, members.get(PIXELS))
@@ -146,20 +154,27 @@ def npy_array(data: bytes, where: str, *, num_dims: int) -> NDArray[np.uint16]:
     start = 10 if data[6] == 1 else 12
     (size,) = struct.unpack("<H" if start == 10 else "<I", data[8:start])
     end = start + size
-    try:
-        header = ast.literal_eval(data[start:end].decode("latin1")) if size < 10_000 else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        header = None
-    if not isinstance(header, dict) or not isinstance(header.get("shape"), tuple):
+    descr, c_order, shape = _header(data[start:end]) if size < 10_000 else (None, False, None)
+    if shape is None:
         raise InputError(f"{where}: the npy header cannot be read")
-    shape = header["shape"]
-    if header.get("descr") != "<u2" or (header.get("fortran_order") is not False and len(shape) > 1):
-        raise InputError(f"{where}: must be uint16 in C order, got {header.get('descr')!r}")
-    if len(shape) != num_dims or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if descr != "<u2" or (not c_order and len(shape) > 1):
+        raise InputError(f"{where}: must be uint16 in C order, got {descr!r}")
+    if len(shape) != num_dims:
         raise InputError(f"{where}: must have {num_dims} dimension(s), got shape {shape}")
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
     if len(data) - end != 2 * count:
         raise InputError(f"{where}: holds {len(data) - end} bytes for shape {shape}")
     return np.frombuffer(data, dtype="<u2", count=count, offset=end).astype(np.uint16).reshape(shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _header(header: bytes) -> tuple[str | None, bool, tuple[int, ...] | None]:
+    """(descr, C order?, shape) of an npy header; the shape is None for what cannot be read."""
+    try:
+        values = ast.literal_eval(header.decode("latin1"))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None, False, None
+    shape = values.get("shape") if isinstance(values, dict) else None
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        return None, False, None
+    return values.get("descr"), values.get("fortran_order") is False, shape

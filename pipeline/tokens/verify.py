@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.files import sha256_file
 from pipeline.manifest import is_key
+from pipeline.tokens.carried import carried_problems
+from pipeline.tokens.contents import CONTENTS_NAME, contents_problems, read_contents
 from pipeline.tokens.index import COUNTED, index_fingerprint, read_index, split_names, wids_list
 from pipeline.tokens.read import read_members
 from pipeline.tokens.sample import Sample, from_members
+
+UNPICKLED = frozenset({"pickle", "pkl", "pth", "pt", "pyd"})
+"""Parts of names that other loaders hand to a pickle decoder; ours reads none of them."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,18 @@ class Fault:
         return f"{self.shard}{': ' + self.key if self.key else ''}: {self.problem}"
 
 
-def verify(shards_dir: Path, splits: list[str] | None = None, *, codebook: str | None = None) -> list[Fault]:
-    """Everything wrong with the splits (default: all): hashes, counts, keys, ids, offsets, durations.
+def verify(
+    shards_dir: Path,
+    splits: list[str] | None = None,
+    *,
+    codebook: str | None = None,
+    image_tokenizer: str | None = None,
+    fingerprint: str | None = None,
+) -> list[Fault]:
+    """Everything wrong with the splits (default: all): hashes, counts, keys, ids, offsets, durations, codebooks.
 
-    codebook: fingerprint that the units must have been made with. An empty list means that all is well.
+    codebook, image_tokenizer: fingerprints that the tokens must have been made with; fingerprint: of the set, as its
+    publisher gave it. An empty list means that all is well.
     """
     shards_dir = Path(shards_dir)
     known = split_names(shards_dir)
@@ -39,32 +53,73 @@ def verify(shards_dir: Path, splits: list[str] | None = None, *, codebook: str |
         return [Fault(str(shards_dir), "", "no <split>/index.json in it")]
     keys: dict[str, str] = {}
     ids: dict[str, str] = {}
-    faults: list[Fault] = []
+    faults = [Fault(where, "", problem) for where, problem in _set_problems(shards_dir, known, fingerprint)]
+    indexes: dict[str, dict[str, Any]] = {}
     for split in splits or known:
         try:
-            index = read_index(shards_dir, split)
+            indexes[split] = read_index(shards_dir, split)
         except InputError as error:
-            faults.append(Fault(f"{split}/index.json", "", str(error)))
-            continue
-        faults += _index_faults(shards_dir / split, split, index, codebook)
+            faults.append(
+                Fault(f"{split}/index.json", "", str(error).removeprefix(f"{shards_dir}/{split}/index.json: "))
+            )
+    expected = {"units": codebook, "image": image_tokenizer}
+    for index in list(indexes.values())[:1]:
+        faults += [Fault(where, "", problem) for where, problem in carried_problems(shards_dir, index)]
+    for split, index in indexes.items():
+        faults += _index_faults(shards_dir / split, split, index, expected)
+        faults += _between_splits(split, index, indexes)
         faults += _split_faults(shards_dir / split, split, index, keys, ids)
     return faults
 
 
-def _index_faults(folder: Path, split: str, index: dict[str, Any], codebook: str | None) -> list[Fault]:
-    """What can be said without opening a shard."""
+def _set_problems(shards_dir: Path, splits: list[str], fingerprint: str | None) -> list[tuple[str, str]]:
+    """What contents.json says against the folder, and against the fingerprint that the publisher gave."""
+    try:
+        contents = read_contents(shards_dir)
+    except InputError as error:
+        return [(CONTENTS_NAME, str(error).removeprefix(f"{shards_dir / CONTENTS_NAME}: "))]
+    if contents is None:
+        return [] if fingerprint is None else [(CONTENTS_NAME, f"no such file, so this cannot be set {fingerprint}")]
+    problems = contents_problems(shards_dir, contents, splits)
+    if fingerprint not in (None, contents.get("fingerprint")):
+        problems.append((CONTENTS_NAME, f"this is set {contents.get('fingerprint')}, expected set {fingerprint}"))
+    return problems
+
+
+def _index_faults(folder: Path, split: str, index: dict[str, Any], expected: dict[str, str | None]) -> list[Fault]:
+    """What can be said without opening a shard. expected: tokenizer -> fingerprint that it must have, or None."""
     where, faults = f"{split}/index.json", []
     if index.get("fingerprint") != index_fingerprint(index):
         faults.append(Fault(where, "", "its fingerprint does not fit its content"))
     if index.get("shardlist") != wids_list(index["shards"]):
         faults.append(Fault(where, "", "'shardlist' (for wids) and 'shards' do not agree"))
-    found = index["tokenizers"].get("units") or {}
-    if codebook is not None and found.get("fingerprint") != codebook:
-        problem = f"units of codebook {found.get('fingerprint')}, expected codebook {codebook}"
-        faults.append(Fault(where, "", problem))
-    listed = {shard["url"] for shard in index["shards"]}
-    strangers = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed)
+    if index.get("split") != split:
+        faults.append(Fault(where, "", f"says that it is of split {index.get('split')!r}"))
+    for name, wanted in expected.items():
+        found = (index["tokenizers"].get(name) or {}).get("fingerprint")
+        if wanted not in (None, found):
+            problem = {"units": f"units of codebook {found}, expected codebook {wanted}"}
+            other = f"image tokens of tokenizer {found}, expected tokenizer {wanted}"
+            faults.append(Fault(where, "", problem.get(name, other)))
+    for name, vocab in index["vocab"].items():
+        stated = (index["tokenizers"].get(name) or {}).get("vocab")
+        if stated != vocab:
+            faults.append(Fault(where, "", f"vocab says {vocab} {name} ids, its tokenizer {stated}"))
+    urls = Counter(shard["url"] for shard in index["shards"])
+    faults += [Fault(f"{split}/{url}", "", "listed more than once") for url, count in urls.items() if count > 1]
+    strangers = sorted(path.name for path in folder.glob("*.tar*") if path.name not in urls)
     faults += [Fault(f"{split}/{name}", "", "not listed in the index") for name in strangers]
+    return faults
+
+
+def _between_splits(split: str, index: dict[str, Any], indexes: dict[str, dict[str, Any]]) -> list[Fault]:
+    """Splits of one set must be tokens of the same tokenizers; the first split is what the others are held against."""
+    first = next(iter(indexes))
+    faults = []
+    for name, word in (("units", "codebook"), ("image", "image tokenizer")):
+        ours, theirs = ((i["tokenizers"].get(name) or {}).get("fingerprint") for i in (index, indexes[first]))
+        if ours != theirs:
+            faults.append(Fault(f"{split}/index.json", "", f"{word} {ours}, but split '{first}' has {word} {theirs}"))
     return faults
 
 
@@ -74,7 +129,7 @@ def _split_faults(
     """Opens every shard. `keys` and `ids` carry what earlier shards and splits held."""
     faults: list[Fault] = []
     totals: Counter[str] = Counter()
-    for shard in index["shards"]:
+    for shard in tqdm(index["shards"], desc=f"verify {split}", unit="shard", disable=None):
         where, path = f"{split}/{shard['url']}", folder / shard["url"]
         if not path.is_file():
             faults.append(Fault(where, "", "listed in the index, but there is no such file"))
@@ -112,6 +167,10 @@ def _sample_faults(
     try:
         for key, members in read_members(path):
             found += 1
+            for name in sorted(members):
+                if UNPICKLED & set(name.split(".")):
+                    problem = f"the member '{key}.{name}' would be unpickled by stock webdataset, and so could run code"
+                    faults.append(Fault(where, key, problem))
             try:
                 sample = from_members(key, members)
             except InputError as error:
