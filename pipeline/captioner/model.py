@@ -28,7 +28,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @strict
 class CaptionerConfig(GitConfig):
-    """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT."""
+    """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT.
+
+    `tower_norms`: norms before and after the tower's layers, as CLIP has and SeiT's ViT has not. `image_resize`: how
+    a picture becomes square for `input: pixels` (`crop` as GIT's own processor, or `squash`).
+    """
 
     model_type = "im2speech"
 
@@ -38,6 +42,8 @@ class CaptionerConfig(GitConfig):
     token_dim: int = 0
     token_grid: list[int] | tuple[int, ...] = ()
     image_tokenizer: str = ""
+    tower_norms: bool = True
+    image_resize: str = "squash"
     unit_codebook: str = ""
     unit_vocabulary: dict | None = None
 
@@ -124,6 +130,8 @@ class Captioner(GitForCausalLM):
             tower.vision_model.embeddings = NormalizedPatches(config.vision_config)
         else:
             tower.vision_model.embeddings = Stem(config)
+        if not config.tower_norms:
+            tower.vision_model.pre_layrnorm = tower.vision_model.post_layernorm = nn.Identity()
         self.git.image_encoder = tower
 
     @torch.inference_mode()
