@@ -44,8 +44,8 @@ def kmeans(
     encoder: Annotated[Path | None, typer.Option(help="Folder of the HuBERT it was fitted on.")] = None,
     layer: Annotated[int, typer.Option(min=1, help="Its layer, 1-based (GSLM's HuBERT codebooks: 6).")] = 6,
     normalize: Annotated[
-        bool, typer.Option(help="Whether that HuBERT takes normalised waveforms (large: yes).")
-    ] = False,
+        bool | None, typer.Option(help="Whether that HuBERT takes normalised waveforms; else as its folder says.")
+    ] = None,
 ) -> None:
     """k-means centroids -> a codebook for `kmeans.source`."""
     from pipeline.checkpoints.kmeans import EncoderFacts, import_kmeans
@@ -53,10 +53,13 @@ def kmeans(
     facts = None
     if encoder is not None:
         from pipeline.errors import InputError
+        from pipeline.files import read_json
         from pipeline.speech.hubert import SpeechEncoder
 
-        loaded = SpeechEncoder(encoder, layer, normalize)
-        facts = EncoderFacts(loaded.name, loaded.sha256, layer, normalize, loaded.sample_rate, loaded.hop)
+        said = bool(read_json(encoder / "config.json").get("im2speech_normalize", False))
+        chosen = said if normalize is None else normalize
+        loaded = SpeechEncoder(encoder, layer, chosen)
+        facts = EncoderFacts(loaded.name, loaded.sha256, layer, chosen, loaded.sample_rate, loaded.hop)
         width = int(loaded.model.config.hidden_size)
     codebook = import_kmeans(source, out, facts)
     num_units, dim = codebook.centroids.shape
