@@ -21,7 +21,7 @@ STAGES = (
     "train",
     "evaluate",
 )
-TOOLS = ("caption", "tokens", "use", "import", "pretrain", "times")
+TOOLS = ("caption", "tokens", "use", "fetch", "import", "pretrain", "times")
 
 
 def build_app() -> typer.Typer:
