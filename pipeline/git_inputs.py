@@ -13,7 +13,7 @@ import torch
 
 from pipeline.captioner.model import CaptionerConfig, make_config
 from pipeline.captioner.vision_pretraining import NUM_QUERIES
-from pipeline.vision.vit_vqgan import load_vit_vqgan
+from pipeline.vision.tokenizer import load_tokenizer
 
 BUNDLED_TOKENIZER = Path(__file__).resolve().parent / "bundled" / "vit_vqgan"
 _BATCH = 256
@@ -27,10 +27,10 @@ def git_inputs(input: Literal["tokens", "pixels"], vqgan_dir: Path | None = None
     """(vocabulary size -> configuration, pictures uint8 [N, S, S, 3] -> model input, codebook or None)."""
     if input == "pixels":
         return _pixel_config, _to_pixels, None
-    tokenizer = load_vit_vqgan(vqgan_dir or BUNDLED_TOKENIZER).eval()
+    tokenizer = load_tokenizer(vqgan_dir or BUNDLED_TOKENIZER).eval()
     codebook = torch.nn.functional.normalize(tokenizer.codebook.detach(), dim=-1)
     num_codes, dim = codebook.shape
-    height, width = tokenizer.config.grid
+    height, width = tokenizer.grid
 
     def config(vocab_size: int) -> CaptionerConfig:
         return make_config(

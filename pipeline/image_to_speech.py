@@ -19,8 +19,8 @@ from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
 from pipeline.media import read_image
 from pipeline.speech.vocoder import Vocoder, load_vocoder
+from pipeline.vision.tokenizer import ImageTokenizer, load_tokenizer
 from pipeline.vision.transforms import image_to_tensor
-from pipeline.vision.vit_vqgan import ViTVQGAN, load_vit_vqgan
 
 ImageLike = str | Path | Image.Image
 
@@ -41,7 +41,7 @@ class ImageToSpeech:
         self,
         model: Captioner,
         vocabulary: UnitVocabulary,
-        tokenizer: ViTVQGAN | None,
+        tokenizer: ImageTokenizer | None,
         vocoder: Vocoder | None,
     ) -> None:
         self.model, self.vocabulary, self.tokenizer, self.vocoder = model, vocabulary, tokenizer, vocoder
@@ -66,7 +66,7 @@ class ImageToSpeech:
         vocabulary = UnitVocabulary.load(model_dir / "unit_vocabulary.json")
         tokenizer = None
         if model.config.input == "tokens":
-            tokenizer = load_vit_vqgan(_beside(model_dir, vqgan_dir, "vqgan")).to(device).eval()
+            tokenizer = load_tokenizer(_beside(model_dir, vqgan_dir, "vqgan")).to(device).eval()
             if tokenizer.fingerprint != model.config.image_tokenizer:
                 raise InputError(
                     f"{model_dir}: trained on image tokenizer {model.config.image_tokenizer}, but the one at "
@@ -80,8 +80,8 @@ class ImageToSpeech:
         """Images -> what the captioner takes: pixels [N, 3, S, S] or tokens [N, 1, H, W]."""
         opened = [image if isinstance(image, Image.Image) else read_image(Path(image)) for image in images]
         if self.tokenizer is None:
-            size = self.model.config.vision_config.image_size
-            return torch.stack([image_to_tensor(image, size) for image in opened])
+            size, resize = self.model.config.vision_config.image_size, self.model.config.image_resize
+            return torch.stack([image_to_tensor(image, size, resize) for image in opened])  # type: ignore[arg-type]
         device = next(self.model.parameters()).device
         size = self.tokenizer.config.image_size
         pixels = torch.stack([image_to_tensor(image, size, self.tokenizer.config.resize) for image in opened])

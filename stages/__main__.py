@@ -1,6 +1,7 @@
 """Joins the stages and the tools beside them into one command: `im2speech` or `python -m stages`."""
 
 import importlib
+import keyword
 from types import ModuleType
 
 import typer
@@ -20,7 +21,7 @@ STAGES = (
     "train",
     "evaluate",
 )
-TOOLS = ("caption", "tokens", "use", "pretrain", "times")
+TOOLS = ("caption", "tokens", "use", "fetch", "import", "pretrain", "times")
 
 
 def build_app() -> typer.Typer:
@@ -37,7 +38,7 @@ def build_app() -> typer.Typer:
         stage = importlib.import_module(f"stages.{name}")
         app.command(name, rich_help_panel="Stages", help=_help(stage))(make_command(stage, set(STAGES)))
     for name in TOOLS:
-        tool = importlib.import_module(f"stages.tools.{name}")
+        tool = importlib.import_module(f"stages.tools.{name}{'_' if keyword.iskeyword(name) else ''}")
         if isinstance(tool.command, typer.Typer):
             app.add_typer(tool.command, name=name, rich_help_panel="Tools")
         else:

@@ -38,10 +38,10 @@ def run(
     from pipeline import media, runner
     from pipeline.files import fingerprint, sha256_file
     from pipeline.tokens import join, parts
-    from pipeline.vision import encode, transforms, vit_vqgan
+    from pipeline.vision import encode, taming_vqgan, tokenizer, transforms, vit_vqgan
     from stages._settings import resolve_device
 
-    model = vit_vqgan.load_vit_vqgan(vqgan)
+    model = tokenizer.load_tokenizer(vqgan)
     names, limits = join.choose_shards(manifests, context.limit)
     device = resolve_device(context.settings.device)
     folders = (root.absolute(), manifests.absolute(), vqgan.absolute())
@@ -53,7 +53,7 @@ def run(
     about = {
         "grid": list(model.grid),
         "image_size": list(model.config.image_sides),
-        "kind": vit_vqgan.MODEL_TYPE,
+        "kind": tokenizer.kind_of(model),
         "resize": model.config.resize,
         "tokenizer_fingerprint": model.fingerprint,
         "vocab": model.vocab_size,
@@ -66,7 +66,7 @@ def run(
         fingerprint=fingerprint(
             {
                 "batch_size": params.batch_size,
-                "code": runner.code_fingerprint([encode, media, parts, transforms, vit_vqgan]),
+                "code": runner.code_fingerprint([encode, media, parts, taming_vqgan, tokenizer, transforms, vit_vqgan]),
                 "root": str(root),
                 "limits": limits,
                 "manifests": [sha256_file(manifests / f"{name}.jsonl") for name in names],

@@ -14,7 +14,7 @@ from stages._cli import Out, Section, StageContext
 
 
 class Params(Section):
-    corpus: str = Field("spokencoco", description="The published layout: spokencoco or table.")
+    corpus: str = Field("spokencoco", description="The published layout: spokencoco, flickr8k, places or table.")
     root: str = Field("data/demo", description="Folder of the corpus; paths in the manifest are relative to it.")
     restval: Literal["train", "separate", "drop"] = Field(
         "train",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.vision.tokenizer import ImageTokenizer
     from pipeline.vision.vit_vqgan import ViTVQGAN
 
 
@@ -77,7 +78,7 @@ def run(
         limit = params.max_images if context.limit is None else min(context.limit, params.max_images)
         rows = choose_rows(manifests, "train" if "train" in splits else splits[0], limit, params.seed)
         pictures, _ = read_pictures(root, rows, sides, resize, context.settings.num_threads)
-        history = _train(model, pictures, params, context)
+        history = _train(_trainable(model, params), pictures, params, context)
     # The first of these splits that has pictures; a corpus of speech alone has none, and goes through unmeasured.
     order = sorted(splits, key=lambda split: (split != "val", split != "train", split))
     found = (choose_rows(manifests, split, params.eval_images, params.seed) for split in order)
@@ -93,16 +94,18 @@ def run(
         print(f"vqgan: {model.fingerprint}; the corpus has no pictures to measure it on")
         return
     print(
-        f"vqgan: {model.fingerprint}, PSNR {figures['psnr']:.1f} dB, "
-        f"{100 * figures['usage']:.0f} % of codes used, perplexity {figures['perplexity']:.0f}"
+        f"vqgan: {model.fingerprint}, "
+        + (f"PSNR {figures['psnr']:.1f} dB, " if "psnr" in figures else "encodes only, ")
+        + f"{100 * figures['usage']:.0f} % of codes used, perplexity {figures['perplexity']:.0f}"
     )
 
 
-def _starting_point(params: Params) -> "ViTVQGAN":
+def _starting_point(params: Params) -> "ImageTokenizer":
     import torch
 
     from pipeline.errors import InputError
-    from pipeline.vision.vit_vqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig, load_vit_vqgan
+    from pipeline.vision.tokenizer import load_tokenizer
+    from pipeline.vision.vit_vqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
     if params.source == "train":
         torch.manual_seed(params.seed)
@@ -125,8 +128,20 @@ def _starting_point(params: Params) -> "ViTVQGAN":
     if params.source == "bundled" or not params.path:
         import pipeline
 
-        return load_vit_vqgan(Path(pipeline.__file__).parent / "bundled" / "vit_vqgan")
-    return load_vit_vqgan(Path(params.path))
+        return load_tokenizer(Path(pipeline.__file__).parent / "bundled" / "vit_vqgan")
+    return load_tokenizer(Path(params.path))
+
+
+def _trainable(model: "ImageTokenizer", params: Params) -> "ViTVQGAN":
+    from pipeline.errors import InputError
+    from pipeline.vision.vit_vqgan import ViTVQGAN
+
+    if not isinstance(model, ViTVQGAN) or not model.can_decode:
+        raise InputError(
+            f"params.yaml, section 'vqgan': {params.path} cannot be fine-tuned here (only a ViT-VQGAN with its "
+            "decoder can); take it as it is with source: path"
+        )
+    return model
 
 
 def _refuse_empty(pictures: "NDArray[np.uint8]", unreadable: list[str], manifests: Path) -> None:

@@ -36,6 +36,8 @@ class CaptionerConfig(GitConfig):
     """GIT's configuration and what it takes in. `stem_channels` empty: one patch convolution, as GIT and SeiT.
 
     num_queries: vectors pooled from the tower's output, put before it. norm_first: see `NormFirstLayer`.
+    tower_norms: norms before and after the tower's layers, as CLIP has and SeiT's ViT has not. image_resize: how
+    a picture becomes square for `input: pixels` (`crop` as GIT's own processor, or `squash`).
     """
 
     model_type = "im2speech"
@@ -48,6 +50,8 @@ class CaptionerConfig(GitConfig):
     num_queries: int = 0
     norm_first: bool = False
     image_tokenizer: str = ""
+    tower_norms: bool = True
+    image_resize: str = "squash"
     unit_codebook: str = ""
     unit_vocabulary: dict | None = None
 
@@ -190,6 +194,8 @@ class Captioner(GitForCausalLM):
             tower.vision_model.embeddings = NormalizedPatches(config.vision_config)
         else:
             tower.vision_model.embeddings = Stem(config)
+        if not config.tower_norms:
+            tower.vision_model.pre_layrnorm = tower.vision_model.post_layernorm = nn.Identity()
         self.git.image_encoder = tower
         if config.norm_first:
             self.git.encoder = NormFirstEncoder(config)

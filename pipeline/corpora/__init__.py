@@ -10,6 +10,8 @@ from pipeline.corpora.unchecked import Reader
 from pipeline.errors import InputError
 
 CORPORA = {
+    "flickr8k": "pipeline.corpora.flickr8k",
+    "places": "pipeline.corpora.places",
     "spokencoco": "pipeline.corpora.spokencoco",
     "table": "pipeline.corpora.table",
 }

@@ -75,7 +75,9 @@ def build(
     kept, repeated = drop_repeated(row for row in read if not splits or row.split in splits)
     rejects += repeated
     if limit is not None:
-        kept = _first(kept, limit)
+        num_read, kept = len(kept), _first(kept, limit)
+        # A trial run takes the same share of what the reader left out, or that alone would be too much of it.
+        rejects = rejects[: len(rejects) * len(kept) // max(1, num_read)]
     checked = check_rows(root, kept, limits, num_workers)
     by_split: dict[str, list[Row]] = {}
     for one in checked:

@@ -7,8 +7,13 @@
 
 Both JSON files are read whatever the splits: Karpathy's val, test and restval all come from val2014. Texts
 stay upper case as published. An image keeps all its captions, which in SpokenCOCO can be more than five.
+
+Variants in circulation are read as well where the two files are not there: one file a split
+(`SpokenCOCO_val_unrolled_karpathy.json`, `<prefix>_test.json`), with one caption an item (`caption`) or several.
+Their splits are Karpathy's file's where it is there, else those of their names.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,8 +42,12 @@ def read(root: Path, options: Options) -> Iterator[UncheckedRow | Reject]:
 
     Raises InputError when a file of the layout is missing, saying what was looked for.
     """
+    variants = _variants(root)
+    if variants and not options.karpathy and not _has_karpathy(root, options):
+        yield from _read_variants(root, variants, options.restval)
+        return
     karpathy = find_karpathy(root, options, "coco")
-    spoken = _read_spoken(root)
+    spoken = _read_spoken(root, variants)
     images = _image_base(root)
     for image in read_karpathy(karpathy, options.restval):
         key = safe_key(PurePosixPath(image.filename).stem)
@@ -61,20 +70,69 @@ def _restval_names(karpathy: Path) -> set[str]:
     return {image.filename for image in read_karpathy(karpathy, "separate") if image.split == "restval"}
 
 
-def _read_spoken(root: Path) -> dict[str, list[UncheckedCaption]]:
-    """Captions by image file name, over both JSON files."""
+def _variants(root: Path) -> list[tuple[str, Path]]:
+    """(split, file) of the files a split, where SpokenCOCO's own two are not there."""
+    for folder in _SPEECH_FOLDERS:
+        if any((root / folder / f"SpokenCOCO_{part}.json").is_file() for part in ("train", "val")):
+            return []
+    for folder in _SPEECH_FOLDERS:
+        found = []
+        for path in sorted((root / folder).glob("*.json")):
+            named = re.fullmatch(r".+?_(train|restval|val|dev|test)(?:_unrolled)?(?:_karpathy)?", path.stem)
+            if named is not None and not path.stem.startswith(("dataset_", "captions_", "instances_")):
+                found.append(("val" if named[1] == "dev" else named[1], path))
+        if found:
+            return found
+    return []
+
+
+def _has_karpathy(root: Path, options: Options) -> bool:
+    try:
+        find_karpathy(root, options, "coco")
+    except InputError:
+        return False
+    return True
+
+
+def _read_variants(root: Path, variants: list[tuple[str, Path]], restval: str) -> Iterator[UncheckedRow]:
+    """Rows of files that are splits themselves, in the files' order."""
+    images = _image_base(root)
+    for split, path in variants:
+        if split == "restval" and restval != "separate":
+            if restval == "drop":
+                continue
+            split = "train"
+        grouped: dict[str, list[UncheckedCaption]] = {}
+        base = path.parent.relative_to(root)
+        for number, item in enumerate(read_document(path, "data")):
+            where = f"{path}: data[{number}]"
+            captions = [_caption(caption, base, where, strict=False) for caption in _captions_of(item, where)]
+            grouped.setdefault(text_of(item, "image", where), []).extend(captions)
+        for image, spoken in grouped.items():
+            yield UncheckedRow(split, safe_key(PurePosixPath(image).stem), f"{images}{image}", tuple(spoken))
+
+
+def _read_spoken(root: Path, variants: list[tuple[str, Path]]) -> dict[str, list[UncheckedCaption]]:
+    """Captions by image file name, over all files."""
     spoken: dict[str, list[UncheckedCaption]] = {}
-    remedy = "Unpack SpokenCOCO.tar.gz there; both files are needed, Karpathy's val and test are in val2014."
-    for part in ("train", "val"):
-        names = [str(PurePosixPath(folder, f"SpokenCOCO_{part}.json")) for folder in _SPEECH_FOLDERS]
-        path = find_file(root, names, f"SpokenCOCO's {part} captions", remedy)
+    for path in [path for _, path in variants] or _own_files(root):
         base = path.parent.relative_to(root)
         for number, item in enumerate(read_document(path, "data")):
             where = f"{path}: data[{number}]"
             filename = PurePosixPath(text_of(item, "image", where)).name
             for caption in _captions_of(item, where):
-                spoken.setdefault(filename, []).append(_caption(caption, base, where))
+                read_caption = _caption(caption, base, where, strict=not variants)
+                spoken.setdefault(filename, []).append(read_caption)
     return spoken
+
+
+def _own_files(root: Path) -> list[Path]:
+    remedy = "Unpack SpokenCOCO.tar.gz there; both files are needed, Karpathy's val and test are in val2014."
+    found = []
+    for part in ("train", "val"):
+        names = [str(PurePosixPath(folder, f"SpokenCOCO_{part}.json")) for folder in _SPEECH_FOLDERS]
+        found.append(find_file(root, names, f"SpokenCOCO's {part} captions", remedy))
+    return found
 
 
 def _captions_of(item: dict[str, Any], where: str) -> list[Any]:
@@ -87,8 +145,11 @@ def _captions_of(item: dict[str, Any], where: str) -> list[Any]:
     return captions
 
 
-def _caption(record: Any, base: Path, where: str) -> UncheckedCaption:
+def _caption(record: Any, base: Path, where: str, strict: bool) -> UncheckedCaption:
     wav = text_of(record, "wav", f"{where}: a caption")
+    if not strict:
+        # Variants drop fields; the recording's name is the utterance's.
+        record = {"uttid": PurePosixPath(wav).stem, "speaker": "", "text": "", **record}
     return UncheckedCaption(
         id=given_key(text_of(record, "uttid", f"{where}: a caption")),
         audio=(base / wav).as_posix(),

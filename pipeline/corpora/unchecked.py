@@ -131,6 +131,14 @@ def find_file(root: Path, candidates: Sequence[str], what: str, remedy: str) -> 
     raise InputError(f"{root}: {what} not found; looked for {', '.join(candidates)}. {remedy}")
 
 
+def find_folder(root: Path, candidates: Sequence[str], what: str, remedy: str) -> str:
+    """The first of ``candidates`` that is a folder, as a prefix of paths; InputError lists them if none is."""
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return f"{candidate}/" if candidate else ""
+    raise InputError(f"{root}: {what} not found; looked for {', '.join(c or '.' for c in candidates)}. {remedy}")
+
+
 def text_of(record: Any, field: str, where: str) -> str:
     """A required string of a published record; InputError names place and field."""
     if not isinstance(record, dict) or not isinstance(record.get(field), str):

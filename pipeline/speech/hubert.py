@@ -38,12 +38,19 @@ class SpeechEncoder:
         weights = model_dir / "model.safetensors"
         if not weights.exists() or not (model_dir / "config.json").exists():
             raise InputError(f"{model_dir}: no HuBERT there (config.json and model.safetensors are expected)")
-        config = HubertConfig.from_dict(read_json(model_dir / "config.json"))
+        values = read_json(model_dir / "config.json")
+        config = HubertConfig.from_dict(values)
+        trained = values.get("im2speech_normalize", normalize)
+        if trained != normalize:
+            raise InputError(
+                f"{model_dir}: trained with normalize {str(trained).lower()} (im2speech_normalize in its config.json), "
+                f"asked for with {str(normalize).lower()}; that would give other units. Set features.normalize"
+            )
         if not 1 <= layer <= config.num_hidden_layers:
             raise InputError(f"{model_dir}: layer {layer}; this encoder has layers 1 to {config.num_hidden_layers}")
         self.layer, self.normalize, self.device = layer, normalize, torch.device(device)
         self.sha256 = sha256_file(weights)
-        self.name = str(read_json(model_dir / "config.json").get("im2speech_name", model_dir.name))
+        self.name = str(values.get("im2speech_name", model_dir.name))
         self.model = HubertModel.from_pretrained(model_dir, local_files_only=True).eval().to(self.device)
         self.model.encoder.layers = self.model.encoder.layers[:layer]
         self.hop = int(np.prod(config.conv_stride))

@@ -18,8 +18,8 @@ from pipeline.manifest import Reject, Row, read_rows, read_split
 from pipeline.media import MediaError, read_image
 from pipeline.runner import ShardResult, worker_slot
 from pipeline.tokens.parts import ImagesPart, write_images_part
+from pipeline.vision.tokenizer import ImageTokenizer, load_tokenizer
 from pipeline.vision.transforms import image_to_tensor
-from pipeline.vision.vit_vqgan import ViTVQGAN, load_vit_vqgan
 
 STAGE = "images"
 
@@ -70,13 +70,13 @@ def encode_shard(sources: ImageSources, name: str, path: Path) -> ShardResult:
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str, device: str) -> ViTVQGAN:
+def _model(folder: str, device: str) -> ImageTokenizer:
     """The tokenizer, loaded once a worker; GPUs are given to workers round-robin."""
     if device == "cuda":
         device = f"cuda:{worker_slot() % torch.cuda.device_count()}"
     elif device == "cpu":
         torch.set_num_threads(1)
-    return load_vit_vqgan(Path(folder), device)
+    return load_tokenizer(Path(folder), device)
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.files import atomic_path, write_json, write_text
+from pipeline.vision.tokenizer import ImageTokenizer
 from pipeline.vision.transforms import image_grid, tensor_to_image
-from pipeline.vision.vit_vqgan import ViTVQGAN
 
 TRAINING_FIELDS = ("step", "l1", "l2", "codebook", "rate", "used")
 
 
-def reconstruction_grid(model: ViTVQGAN, images: torch.Tensor, columns: int = 12) -> Image.Image:
+def reconstruction_grid(model: ImageTokenizer, images: torch.Tensor, columns: int = 12) -> Image.Image:
     """Rows of originals, each above the row of its reconstructions; images as the model takes them."""
     device = next(model.parameters()).device
     rebuilt = model.decode_codes(model.encode_codes(images.to(device))).cpu()
@@ -29,14 +29,15 @@ def reconstruction_grid(model: ViTVQGAN, images: torch.Tensor, columns: int = 12
 
 def write_report(
     folder: Path,
-    model: ViTVQGAN,
+    model: ImageTokenizer,
     figures: dict[str, float],
     counts: NDArray[np.int64],
     history: Sequence[dict[str, float]],
     images: torch.Tensor | None,
 ) -> None:
     """Write metrics.json, usage.csv (codes from the most to the least used), training.csv (empty but
-    for its header without training) and reconstructions.png of `images` (blank of None) into `folder`.
+    for its header without training) and reconstructions.png of `images` into `folder`; that is blank of None, and of
+    a tokenizer that only encodes.
 
     figures and counts as from `training.measure`, history as from `training.train_vit_vqgan`.
     """
@@ -48,5 +49,5 @@ def write_report(
     write_text(folder / "training.csv", "\n".join([",".join(TRAINING_FIELDS), *lines]) + "\n")
     with atomic_path(folder / "reconstructions.png") as temporary:
         blank = Image.new("RGB", model.config.image_sides[::-1], (128, 128, 128))
-        sheet = blank if images is None else reconstruction_grid(model, images)
+        sheet = blank if images is None or not model.can_decode else reconstruction_grid(model, images)
         sheet.save(temporary, "PNG")

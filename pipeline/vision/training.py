@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.files import atomic_path, fingerprint, read_json, write_json
+from pipeline.vision.tokenizer import ImageTokenizer
 from pipeline.vision.vit_vqgan import ViTVQGAN
 
 
@@ -254,29 +255,35 @@ def _resume(
 
 
 @torch.inference_mode()
-def measure(model: ViTVQGAN, batches: Iterable[torch.Tensor]) -> tuple[dict[str, float], np.ndarray]:
+def measure(model: ImageTokenizer, batches: Iterable[torch.Tensor]) -> tuple[dict[str, float], np.ndarray]:
     """Reconstruction and codebook figures over batches of images [batch, 3, height, width] in [0, 1].
 
     Returns {num_images, psnr (mean over images, dB, peak 1), mse, usage (share of codes used), perplexity
     (exp of the entropy of code frequencies)} and the count of every code, int64 [n_embed]. Of no images,
-    num_images alone.
+    num_images alone; of a tokenizer that only encodes, no psnr and mse.
     """
     counts = np.zeros(model.vocab_size, np.int64)
     errors: list[np.ndarray] = []
+    num_images = 0
     for images in batches:
-        images = images.to(_device(model))
+        images = images.to(next(model.parameters()).device)
         codes = model.encode_codes(images)
-        rebuilt = model.decode_codes(codes).clamp(0, 1)
-        errors.append((rebuilt - images).square().mean(dim=(1, 2, 3)).double().cpu().numpy())
+        num_images += len(images)
         counts += np.bincount(codes.flatten().cpu().numpy(), minlength=model.vocab_size)
-    if not errors:
+        if model.can_decode:
+            rebuilt = model.decode_codes(codes).clamp(0, 1)
+            errors.append((rebuilt - images).square().mean(dim=(1, 2, 3)).double().cpu().numpy())
+    if not num_images:
         return {"num_images": 0}, counts
-    mse = np.concatenate(errors)
+    rebuilding: dict[str, float] = {}
+    if errors:
+        mse = np.concatenate(errors)
+        psnr = np.mean(-10 * np.log10(np.maximum(mse, 1e-10)))
+        rebuilding = {"psnr": float(psnr), "mse": float(mse.mean())}
     frequencies = counts[counts > 0] / counts.sum()
     return {
-        "num_images": len(mse),
-        "psnr": float(np.mean(-10 * np.log10(np.maximum(mse, 1e-10)))),
-        "mse": float(mse.mean()),
+        "num_images": num_images,
+        **rebuilding,
         "usage": float((counts > 0).mean()),
         "perplexity": float(np.exp(-(frequencies * np.log(frequencies)).sum())),
     }, counts

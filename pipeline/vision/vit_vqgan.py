@@ -39,17 +39,22 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ViTVQGANConfig:
-    """What the weights need to make sense; sides are (height, width) or one number for both."""
+    """What the weights need to make sense; sides are (height, width) or one number for both.
+
+    decoder: None for a tokenizer that only encodes. crop_tokens: keep the centre of the grid, this many tokens a
+    side, as SeiT's models take 28 of 32; 0 keeps all.
+    """
 
     image_size: int | tuple[int, int]
     patch_size: int | tuple[int, int]
     encoder: TransformerConfig
-    decoder: TransformerConfig
+    decoder: TransformerConfig | None
     n_embed: int
     embed_dim: int = 32
     channels: int = 3
     resize: Resize = "squash"
     metadata: dict[str, Any] = field(default_factory=dict)
+    crop_tokens: int = 0
 
     @property
     def image_sides(self) -> tuple[int, int]:
@@ -75,7 +80,7 @@ class ViTVQGANConfig:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         values.pop("model_type", None)
         for part in ("encoder", "decoder"):
-            values[part] = TransformerConfig(**values[part])
+            values[part] = None if values[part] is None else TransformerConfig(**values[part])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,11 +179,11 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: ViTVQGANConfig) -> None:
+    def __init__(self, config: ViTVQGANConfig, layers: TransformerConfig) -> None:
         super().__init__()
-        dim, patch = config.decoder.dim, config.patch_sides
+        dim, patch = layers.dim, config.patch_sides
         self.de_pos_embedding = nn.Parameter(sincos_positions(dim, config.grid), requires_grad=False)
-        self.transformer = _Transformer(config.decoder)
+        self.transformer = _Transformer(layers)
         self.to_pixel = nn.Sequential(
             nn.Unflatten(2, config.grid), nn.ConvTranspose2d(dim, config.channels, patch, stride=patch)
         )
@@ -208,16 +213,22 @@ class ViTVQGAN(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = _Encoder(config)
-        self.decoder = _Decoder(config)
+        self.decoder = None if config.decoder is None else _Decoder(config, config.decoder)
         self.quantizer = _Quantizer(config.n_embed, config.embed_dim)
         self.pre_quant = nn.Linear(config.encoder.dim, config.embed_dim)
-        self.post_quant = nn.Linear(config.embed_dim, config.decoder.dim)
+        self.post_quant = None if config.decoder is None else nn.Linear(config.embed_dim, config.decoder.dim)
         self.apply(_initialise)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return self.config.grid
+        crop = self.config.crop_tokens
+        return (crop, crop) if crop else self.config.grid
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether pictures can be made of its tokens."""
+        return self.decoder is not None and not self.config.crop_tokens
 
     @property
     def vocab_size(self) -> int:
@@ -233,6 +244,8 @@ class ViTVQGAN(nn.Module):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a hash over weights and preprocessing; not over metadata or device."""
         digest = hashlib.sha256(f"{self.config.image_sides}{self.config.patch_sides}{self.config.resize}".encode())
+        if self.config.crop_tokens:
+            digest.update(f"{self.config.crop_tokens}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -244,16 +257,22 @@ class ViTVQGAN(nn.Module):
 
     def decode(self, vectors: torch.Tensor) -> torch.Tensor:
         """Images, not clipped to [0, 1], from unit vectors [batch, rows * columns, embed_dim]."""
+        if self.decoder is None or self.post_quant is None:
+            raise InputError("image tokenizer: it was imported without a decoder; it encodes only")
         return self.decoder(self.post_quant(vectors))
 
     @torch.inference_mode()
     def encode_codes(self, images: torch.Tensor) -> torch.Tensor:
         """Code numbers, int64 [batch, rows, columns]."""
-        return self.quantizer.lookup(self.encode(images)).unflatten(1, self.grid)
+        codes = self.quantizer.lookup(self.encode(images)).unflatten(1, self.config.grid)
+        top, left = ((whole - kept) // 2 for whole, kept in zip(self.config.grid, self.grid, strict=True))
+        return codes[:, top : top + self.grid[0], left : left + self.grid[1]]
 
     @torch.inference_mode()
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Images, not clipped to [0, 1], from code numbers [batch, rows, columns]."""
+        """Images, not clipped to [0, 1], from code numbers [batch, rows, columns]; InputError unless `can_decode`."""
+        if self.config.crop_tokens:
+            raise InputError("image tokenizer: it keeps the centre of its grid only, so it cannot rebuild pictures")
         return self.decode(F.normalize(self.quantizer.embedding(codes.flatten(1)), dim=-1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,11 +1,13 @@
 """SpokenCOCO with Karpathy splits: both files read, texts as published, restval as asked, faults said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.corpora import get_reader
+from pipeline.corpora.karpathy import read_karpathy
 from pipeline.corpora.unchecked import Options, UncheckedRow
 from pipeline.errors import InputError
 from pipeline.manifest import Reject
@@ -15,6 +17,10 @@ def read(root: Path, **options: str) -> tuple[list[UncheckedRow], list[Reject]]:
     items = list(get_reader("spokencoco")(root, Options(**options)))
     rows = [item for item in items if isinstance(item, UncheckedRow)]
     return rows, [item for item in items if isinstance(item, Reject)]
+
+
+def audio_of(row: UncheckedRow) -> tuple:
+    return row.split, row.key, row.image, tuple(caption.audio for caption in row.captions)
 
 
 def edit(path: Path, change) -> None:
@@ -79,6 +85,45 @@ def test_unrolled_file_with_one_caption_an_item(spokencoco: Path) -> None:
     assert read(spokencoco) == plain
 
 
+@pytest.mark.parametrize("prefix", ["SpokenCOCO", "my"])
+@pytest.mark.parametrize("with_karpathy", [True, False])
+def test_variants_with_a_file_a_split(spokencoco: Path, prefix: str, with_karpathy: bool) -> None:
+    """`SpokenCOCO_val_unrolled_karpathy.json` (one caption an item) and `<prefix>_val.json`; fields may be gone."""
+    plain, _ = read(spokencoco)
+    folder = spokencoco / "SpokenCOCO"
+    items = [
+        item
+        for part in ("train", "val")
+        for item in json.loads((folder / f"SpokenCOCO_{part}.json").read_text())["data"]
+    ]
+    for part in ("train", "val"):
+        (folder / f"SpokenCOCO_{part}.json").unlink()
+    splits = {image.path: image.split for image in read_karpathy(spokencoco / "dataset_coco.json", "separate")}
+    by_split: dict[str, list] = {}
+    for item in items:
+        # A split of no published name has no such file; its image goes with the test split here.
+        split = splits[item["image"]].removesuffix("_novel")
+        group = by_split.setdefault(split, [])
+        if prefix == "my":
+            group.append({**item, "reassign_id": 7})
+        else:
+            group += [
+                {"image": item["image"], "caption": {"wav": c["wav"], "text": c["text"]}} for c in item["captions"]
+            ]
+    for split, group in by_split.items():
+        name = f"my_{split}.json" if prefix == "my" else f"SpokenCOCO_{split}_unrolled_karpathy.json"
+        (folder / name).write_text(json.dumps({"data": group}))
+    if not with_karpathy:
+        (spokencoco / "dataset_coco.json").unlink()
+    rows, rejects = read(spokencoco)
+    assert not rejects
+    expected = plain if with_karpathy else [replace(row, split=row.split.removesuffix("_novel")) for row in plain]
+    assert {audio_of(row) for row in rows} == {audio_of(row) for row in expected}
+    if not with_karpathy:
+        dropped, _ = read(spokencoco, restval="drop")
+        assert len(dropped) == len(rows) - 1
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -123,5 +168,5 @@ def test_karpathy_file_in_another_place(spokencoco: Path) -> None:
 
 
 def test_unknown_corpus_lists_the_known() -> None:
-    with pytest.raises(InputError, match="unknown corpus 'coco'; known are spokencoco, table"):
+    with pytest.raises(InputError, match="unknown corpus 'coco'; known are flickr8k, places, spokencoco, table"):
         get_reader("coco")
