@@ -245,9 +245,7 @@ def _masked_group_norm_at_once(hidden: torch.Tensor, lengths: torch.Tensor, norm
     return (out * valid).to(hidden.dtype)
 
 
-def _whole_group_norm(
-    conv: nn.Conv1d, norm: nn.GroupNorm, samples: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _whole_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The group norm of a first layer over all of [1, samples], as a factor and a shift [C, 1] of its convolution."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     total = (samples.shape[1] - kernel) // stride + 1
