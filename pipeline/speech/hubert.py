@@ -11,9 +11,8 @@ that memory stays small, and attention sees all of it. `chunking="fairseq"` give
 HubertFeatureReader gives instead: pieces of 1,600,000 samples (100 s), each encoded as if it stood alone.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertGroupNormConvLayer
 
+from pipeline.arithmetic import CPU_BATCH_BYTES, Precision, arithmetic
 from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_file, stamp
 
@@ -33,13 +33,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "hubert"
 FAIRSEQ_CHUNK = 1_600_000
 """Samples of a piece in fairseq's HubertFeatureReader (`max_chunk`)."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Chunking = Literal["whole", "fairseq"]
-
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-# Measured on 2 cores with 1 MiB of second and 32 MiB of third level cache.
-_CPU_BATCH_BYTES = 16 * 2**20
 
 # Above this many samples (30 s) the convolutions of an utterance run in blocks of this many frames (10 s).
 _LONG_SAMPLES, _BLOCK_FRAMES = 480_000, 500
@@ -124,7 +118,7 @@ class SpeechEncoder:
         if self.device.type == "cpu":
             config = self.model.config
             bytes_a_sample = 4 * max(config.conv_dim[0] / config.conv_stride[0], config.conv_dim[-1] / self.hop)
-            max_samples = min(max_samples, int(_CPU_BATCH_BYTES / bytes_a_sample))
+            max_samples = min(max_samples, int(CPU_BATCH_BYTES / bytes_a_sample))
         return length_batches(lengths, max_samples)
 
     @torch.inference_mode()
@@ -141,7 +135,7 @@ class SpeechEncoder:
                 raise InputError(f"utterance {number} of the batch: not all samples are finite numbers")
             samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
             prepared.append(nn.functional.layer_norm(samples, samples.shape) if self.normalize else samples)
-        with _arithmetic(self.device, self.precision):
+        with arithmetic(self.device, self.precision):
             if self.chunking == "fairseq" and any(len(samples) > FAIRSEQ_CHUNK for samples in prepared):
                 return [torch.cat([self._encode([piece])[0] for piece in self._pieces(s)]) for s in prepared]
             return self._encode(prepared)
@@ -259,24 +253,6 @@ def _whole_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, samples: torch.Tensor
     scale = norm.weight.double() / torch.sqrt((square - mean.square()).clamp_min(0) + norm.eps)
     shift = norm.bias.double() - mean * scale
     return scale.float()[:, None], shift.float()[:, None]
-
-
-@contextlib.contextmanager
-def _arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """fp32 means fp32: on a GPU convolutions would use TF32 otherwise. The halves are autocast."""
-    if precision in _HALVES:
-        with torch.autocast(device.type, _HALVES[precision]):
-            yield
-    elif device.type == "cuda":
-        kept = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = kept
-    else:
-        yield
 
 
 def _receptive_field(config: HubertConfig) -> int:

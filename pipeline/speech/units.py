@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline.ahead import ahead
+from pipeline.arithmetic import Precision
 from pipeline.errors import InputError
 from pipeline.files import stamp
 from pipeline.manifest import Caption, Reject, read_rows
 from pipeline.media import MediaError, read_audio
 from pipeline.runner import ShardResult, worker_slot
-from pipeline.speech.hubert import Chunking, Precision, SpeechEncoder, load_encoder
+from pipeline.speech.hubert import Chunking, SpeechEncoder, load_encoder
 from pipeline.speech.kmeans import Codebook
 from pipeline.tokens.parts import UnitsPart, deduplicate, write_units_part
 
