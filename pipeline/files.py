@@ -84,6 +84,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """(time of change in ns, bytes) of a file: what a cache in a long-lived worker must tell apart."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def fingerprint(value: Any) -> str:
     """16 hex characters naming a JSON-able value: the start of SHA-256 over its canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

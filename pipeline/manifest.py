@@ -200,6 +200,12 @@ def read_rows(path: Path) -> list[Row]:
     return [row_from_dict(record, where) for where, record in _lines(path)]
 
 
+def count_items(path: Path, limit: int | None = None) -> tuple[int, int]:
+    """(images, captions) of one shard, or of its first `limit` rows, counted without building the rows."""
+    records = [record for _, record in _lines(path)][:limit]
+    return sum(r["image"] is not None for r in records), sum(len(r["captions"]) for r in records)
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write one shard atomically; the bytes depend on the rows only."""
     path.parent.mkdir(parents=True, exist_ok=True)

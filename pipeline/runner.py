@@ -17,18 +17,19 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-import joblib
 from tqdm import tqdm
 
 from pipeline.errors import InputError
+from pipeline.executors import map_unordered
 from pipeline.files import read_json, write_json
 from pipeline.manifest import Reject, write_rejects
 
@@ -66,6 +67,18 @@ class RunReport:
         return len(self.shards) - self.num_computed
 
 
+@dataclass(frozen=True)
+class Rate:
+    """What the progress bar says of speed: the count times `scale` a second, in `unit`.
+
+    Samples of 16 kHz audio with scale 1 / 16000 are seconds a second, which are hours an hour.
+    """
+
+    count: str
+    scale: float
+    unit: str
+
+
 def run_shards(
     work: Work,
     names: Sequence[str],
@@ -80,6 +93,7 @@ def run_shards(
     max_reject_fraction: float,
     num_items: int,
     num_threads: int | None = None,
+    rate: Rate | None = None,
     finish: Callable[[Path, RunReport], None] | None = None,
 ) -> RunReport:
     """Run `work(name, temporary_path) -> ShardResult` for every name and publish the folder of results.
@@ -93,6 +107,7 @@ def run_shards(
     executor: "loky", "dask://host:port" or "ray://host:port"; a cluster needs scratch_dir on a disk that all
       its machines see.
     num_items: all items (utterances, images) that went in; num_threads: threads of each worker process.
+    rate: what the progress bar tells of speed, beside shards, rejects and the time left.
     finish: called with the folder and the report when all shards are there, to write the index last.
     Raises InputError when more than `max_reject_fraction` of the items were rejected: nothing is published.
     """
@@ -102,16 +117,22 @@ def run_shards(
     with _locked(scratch), _sigterm_as_exit():
         folder, results_dir = scratch / "out", scratch / "results"
         _clear_temporaries(scratch)
+        _take_back(folder, Path(out_dir), scratch.name)
         finished = {name for name in names if _is_finished(folder, results_dir, name, suffix)}
         pending = [name for name in names if name not in finished]
         one = partial(_run_one, work, scratch, suffix)
         progress = tqdm(total=len(names), initial=len(finished), desc=label, unit="shard", disable=None)
         total: Counter[str] = Counter()
-        with progress, contextlib.closing(_map(one, pending, num_workers, executor, num_threads)) as done:
-            for result in done:
-                total.update({**result.counts, "rejects": len(result.rejects)})
-                progress.set_postfix(dict(total), refresh=False)
-                progress.update()
+        started = time.monotonic()
+        results = map_unordered(one, pending, num_workers, executor, num_threads)
+        try:
+            with progress, contextlib.closing(results) as done:
+                for result in done:
+                    total.update({**result.counts, "rejects": len(result.rejects)})
+                    progress.set_postfix_str(_speed(total, rate, time.monotonic() - started), refresh=False)
+                    progress.update()
+        finally:
+            _clear_temporaries(scratch)
         shards = {name: _read_result(results_dir / f"{name}.json") for name in names}
         report = _report(shards, len(pending))
         write_rejects(folder / "rejects.jsonl", report.rejects)
@@ -120,9 +141,17 @@ def run_shards(
         write_json(folder / "summary.json", summary(report, num_items))
         if finish is not None:
             finish(folder, report)
-        _publish(folder, Path(out_dir))
+        _publish(folder, Path(out_dir), scratch.name)
         shutil.rmtree(scratch)
     return report
+
+
+def _speed(total: Counter[str], rate: Rate | None, seconds: float) -> str:
+    """The progress bar's last words: speed and rejects so far, all workers together."""
+    rejects = f"{total['rejects']} rejects"
+    if rate is None:
+        return rejects
+    return f"{total[rate.count] * rate.scale / max(seconds, 1e-9):.4g} {rate.unit}, {rejects}"
 
 
 def summary(report: RunReport, num_items: int) -> dict[str, Any]:
@@ -265,57 +294,6 @@ def _check_rejects(report: RunReport, num_items: int, allowed: float, label: str
     )
 
 
-def _map(
-    one: Callable[[str], ShardResult],
-    names: list[str],
-    num_workers: int,
-    executor: str,
-    num_threads: int | None,
-) -> Generator[ShardResult, None, None]:
-    """Results as they come. In this process when one worker is asked for, else through joblib."""
-    if not names or (executor == "loky" and num_workers == 1):
-        yield from map(one, names)
-        return
-    with _backend(executor, num_workers, num_threads):
-        jobs = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(one)(name) for name in names)
-        try:
-            yield from jobs
-        finally:
-            jobs.close()
-
-
-@contextlib.contextmanager
-def _backend(executor: str, num_workers: int, num_threads: int | None) -> Iterator[None]:
-    """The joblib backend that an executor string names."""
-    word, _, _ = executor.partition("://")
-    if word == "loky":
-        with joblib.parallel_config("loky", n_jobs=num_workers, inner_max_num_threads=num_threads):
-            yield
-    elif word == "dask":
-        try:
-            from dask.distributed import Client
-        except ImportError as error:
-            raise _missing(executor, "dask") from error
-        with Client(executor.removeprefix("dask://")), joblib.parallel_config("dask"):
-            yield
-    elif word == "ray":
-        try:
-            import ray
-            from ray.util.joblib import register_ray
-        except ImportError as error:
-            raise _missing(executor, "ray") from error
-        ray.init(address=executor, ignore_reinit_error=True)
-        register_ray()
-        with joblib.parallel_config("ray", n_jobs=num_workers):
-            yield
-    else:
-        raise InputError(f"executor {executor!r}: expected loky, dask://host:port or ray://host:port")
-
-
-def _missing(executor: str, package: str) -> InputError:
-    return InputError(f"executor {executor!r} needs the package '{package}': pip install 'im2speech[cluster]'")
-
-
 @contextlib.contextmanager
 def _locked(scratch: Path) -> Iterator[None]:
     """Keep two runs out of one scratch folder. The system lets go of the lock when the process ends."""
@@ -347,11 +325,10 @@ def _sigterm_as_exit() -> Iterator[None]:
 
 
 def _clear_temporaries(scratch: Path) -> None:
-    """Remove what a killed worker left half written."""
-    if (scratch / "tmp").exists():
-        shutil.rmtree(scratch / "tmp")
+    """Remove what a killed worker left half written; one that is still dying may be writing beside us."""
+    shutil.rmtree(scratch / "tmp", ignore_errors=True)
     for leftover in scratch.rglob(".*.tmp"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
 def _remove_strangers(folder: Path, names: Iterable[str], suffix: str) -> None:
@@ -362,13 +339,29 @@ def _remove_strangers(folder: Path, names: Iterable[str], suffix: str) -> None:
             path.unlink()
 
 
-def _publish(folder: Path, out_dir: Path) -> None:
+def _incoming(out_dir: Path, run: str) -> Path:
+    return out_dir.with_name(f".{out_dir.name}.{run}.incoming")
+
+
+def _take_back(folder: Path, out_dir: Path, run: str) -> None:
+    """After a kill between the two renames of `_publish`: the finished folder back to scratch, nothing lost."""
+    incoming = _incoming(out_dir, run)
+    if not incoming.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(incoming)  # a copy to another disk that was not completed
+    else:
+        shutil.move(incoming, folder)
+
+
+def _publish(folder: Path, out_dir: Path, run: str) -> None:
     """Put the finished folder in place of out_dir; another disk costs a copy, never a partial folder."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    incoming = out_dir.with_name(f".{out_dir.name}.incoming")
-    if incoming.exists():
-        shutil.rmtree(incoming)
-    shutil.move(folder, incoming)
+    incoming = _incoming(out_dir, run)
+    if folder.stat().st_dev == out_dir.parent.stat().st_dev:
+        os.replace(folder, incoming)
+    else:
+        shutil.copytree(folder, incoming)
     if out_dir.exists():
         shutil.rmtree(out_dir)
     os.replace(incoming, out_dir)

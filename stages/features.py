@@ -19,7 +19,11 @@ class Params(Section):
     normalize: bool = Field(False, description="Zero mean, unit variance per utterance (true for HuBERT large).")
     num_utterances: int = Field(1000, ge=1, description="Training utterances drawn for the sample.")
     max_frames: int = Field(200_000, ge=1, description="Frames kept of them at most, drawn at random.")
-    max_batch_seconds: float = Field(24.0, gt=0, description="Padded seconds of audio in a batch.")
+    max_batch_seconds: float = Field(
+        24.0, gt=0, description="Padded seconds of audio in a batch; on a CPU no more than its cache holds."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the encoder's arithmetic; see units.")
+    chunking: Literal["whole", "fairseq"] = Field("whole", description="Of utterances above 100 s; see units.")
     split: str = Field("train", description="The split that the sample is drawn from.")
     seed: int = Field(0, ge=0, description="Seed of both draws.")
     kind: Literal["hubert"] = Field("hubert", description="The kind of features.")
@@ -53,6 +57,8 @@ def run(
         params.layer,
         params.normalize,
         resolve_device(context.settings.device),
+        params.precision,
+        params.chunking,
     )
     sample = sample_features(
         captions,

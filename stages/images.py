@@ -6,7 +6,7 @@ summary.json and tokenizer.json, which says whose tokens these are.
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 class Params(Section):
     """The section `images` of params.yaml."""
 
-    batch_size: int = Field(32, ge=1, description="Pictures encoded at a time.")
+    batch_size: int = Field(32, ge=1, description="Pictures encoded at a time; on a CPU no more than its cache holds.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of the tokenizer's arithmetic. The halves are for GPUs and change some tokens."
+    )
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="Fail when a larger share of pictures cannot be read."
     )
@@ -37,6 +40,7 @@ def run(
     """Encode every picture of the manifest with the image tokenizer."""
     from pipeline import media, runner
     from pipeline.files import fingerprint, sha256_file
+    from pipeline.manifest import count_items
     from pipeline.tokens import join, parts
     from pipeline.vision import encode, taming_vqgan, tokenizer, transforms, vit_vqgan
     from stages._settings import resolve_device
@@ -45,8 +49,8 @@ def run(
     names, limits = join.choose_shards(manifests, context.limit)
     device = resolve_device(context.settings.device)
     folders = (root.absolute(), manifests.absolute(), vqgan.absolute())
-    sources = encode.ImageSources(*folders, params.batch_size, device, limits)
-    num_images = sum(row.image is not None for name in names for row in sources.rows(name))
+    sources = encode.ImageSources(*folders, params.batch_size, device, params.precision, limits)
+    num_images = sum(count_items(manifests / f"{name}.jsonl", limits.get(name))[0] for name in names)
     if context.dry_run:
         print(f"  {num_images} pictures in {len(names)} shards, tokenizer {model.fingerprint}")
         return
@@ -58,6 +62,8 @@ def run(
         "tokenizer_fingerprint": model.fingerprint,
         "vocab": model.vocab_size,
     }
+    if params.precision != "fp32":
+        about["precision"] = params.precision
     report = runner.run_shards(
         partial(encode.encode_shard, sources),
         names,
@@ -79,6 +85,7 @@ def run(
         max_reject_fraction=params.max_reject_fraction,
         num_items=num_images,
         num_threads=1,
+        rate=runner.Rate("images", 1.0, "images/s"),
         finish=partial(_finish, about),
     )
     context.log(event="images", num_computed=report.num_computed, **report.counts)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,7 +13,15 @@ class Params(Section):
     """The encoder is the features stage's; the codebook remembers which one it was fitted on."""
 
     encoder: str = Field("bundled", description="`bundled`, or the folder of a transformers HuBERT model.")
-    max_batch_seconds: float = Field(24.0, gt=0, description="Padded seconds of audio in a batch.")
+    max_batch_seconds: float = Field(
+        24.0, gt=0, description="Padded seconds of audio in a batch; on a CPU no more than its cache holds."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of the encoder's arithmetic. The halves are for GPUs and change a few units in a hundred."
+    )
+    chunking: Literal["whole", "fairseq"] = Field(
+        "whole", description="`fairseq` cuts utterances above 100 s as fairseq's reader does; `whole` keeps them whole."
+    )
     max_reject_fraction: float = Field(0.01, ge=0, le=1, description="More rejected utterances than this: fail.")
 
 
@@ -33,8 +42,8 @@ def run(
     import torch
 
     from pipeline.files import fingerprint, sha256_file, write_json
-    from pipeline.manifest import read_rows
-    from pipeline.runner import code_fingerprint, run_shards
+    from pipeline.manifest import count_items
+    from pipeline.runner import Rate, code_fingerprint, run_shards
     from pipeline.speech import hubert, kmeans, units
     from pipeline.tokens.join import choose_shards
     from stages._settings import resolve_device
@@ -42,11 +51,10 @@ def run(
     loaded = kmeans.Codebook.load(codebook)
     encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
     layer, normalize = int(loaded.metadata.get("layer", 0)), bool(loaded.metadata.get("normalize", False))
-    encoder = hubert.SpeechEncoder(encoder_dir, layer, normalize)
+    encoder = hubert.SpeechEncoder(encoder_dir, layer, normalize, precision=params.precision, chunking=params.chunking)
     units.check_belongs(loaded, encoder, codebook)
     names, limits = choose_shards(manifests, context.limit)
-    rows = {name: read_rows(manifests / f"{name}.jsonl")[: limits.get(name)] for name in names}
-    num_utterances = sum(len(row.captions) for shard in rows.values() for row in shard)
+    num_utterances = sum(count_items(manifests / f"{name}.jsonl", limits.get(name))[1] for name in names)
     if context.dry_run:
         print(f"units: {num_utterances} utterances in {len(names)} shards -> {out}")
         return
@@ -59,9 +67,13 @@ def run(
         normalize=normalize,
         max_batch_samples=round(params.max_batch_seconds * encoder.sample_rate),
         device=resolve_device(context.settings.device),
+        precision=params.precision,
+        chunking=params.chunking,
         limits=limits,
     )
     facts = {**loaded.metadata, "codebook_fingerprint": loaded.fingerprint, "num_units": len(loaded.centroids)}
+    if encoder.variant:
+        facts["units_variant"] = encoder.variant
     decides = {
         "params": params.model_dump(),
         "limits": limits,
@@ -83,6 +95,8 @@ def run(
         max_reject_fraction=params.max_reject_fraction,
         num_items=num_utterances,
         num_threads=1,
+        rate=Rate("samples", 1 / encoder.sample_rate, "h of audio an hour"),
         finish=lambda folder, _: write_json(folder / "units.json", facts),
     )
+    context.log(event="units", num_computed=report.num_computed, **report.counts)
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")

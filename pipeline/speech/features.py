@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.files import atomic_path, read_json, write_json
 from pipeline.manifest import Caption
 from pipeline.media import MediaError, read_audio
-from pipeline.speech.hubert import SpeechEncoder, length_batches
+from pipeline.speech.hubert import SpeechEncoder
 from pipeline.tokens.parts import npy_bytes, read_npz, write_npz
 
 
@@ -55,7 +55,8 @@ def sample_features(
     """
     drawn = np.random.default_rng([seed, 0]).permutation(len(captions))[:num_utterances]
     chosen = [captions[i] for i in sorted(drawn)]
-    batches = length_batches([caption.num_samples for caption in chosen], max_batch_samples)
+    lengths = [round(caption.num_samples * encoder.sample_rate / caption.sample_rate) for caption in chosen]
+    batches = encoder.batches(lengths, max_batch_samples)
     features: dict[int, npt.NDArray[np.float32]] = {}
     for batch in tqdm(batches, desc="features", unit="batch", disable=None):
         waveforms = {}

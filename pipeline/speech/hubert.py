@@ -5,13 +5,17 @@ an utterance, attention mask or not; transformers leaves it so. Here those stati
 utterance's own frames, everything behind its end is set to zero where the unbatched model pads with zeros,
 and attention sees valid frames only. Units are then the same alone and in any batch. Only the layers up
 to the one asked for are computed.
+
+A long utterance is still one utterance: its convolutions run block by block with statistics of the whole, so
+that memory stays small, and attention sees all of it. `chunking="fairseq"` gives what fairseq's
+HubertFeatureReader gives instead: pieces of 1,600,000 samples (100 s), each encoded as if it stood alone.
 """
 
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +24,19 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertGroupNormConvLayer
 
+from pipeline.arithmetic import CPU_BATCH_BYTES, Precision, arithmetic
 from pipeline.errors import InputError
-from pipeline.files import read_json, sha256_file
+from pipeline.files import read_json, sha256_file, stamp
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "hubert"
+
+FAIRSEQ_CHUNK = 1_600_000
+"""Samples of a piece in fairseq's HubertFeatureReader (`max_chunk`)."""
+
+Chunking = Literal["whole", "fairseq"]
+
+# Above this many samples (30 s) the convolutions of an utterance run in blocks of this many frames (10 s).
+_LONG_SAMPLES, _BLOCK_FRAMES = 480_000, 500
 
 
 class SpeechEncoder:
@@ -31,10 +44,20 @@ class SpeechEncoder:
 
     model_dir: a transformers HuBERT folder (config.json, model.safetensors). layer: 1-based, transformers'
     `hidden_states[layer]`. normalize: mean 0 and variance 1 over each utterance first (fairseq's
-    `task.normalize`: false for base, true for large). Raises InputError when the folder or layer is wrong.
+    `task.normalize`: false for base, true for large). precision: of convolutions and matrix products; bf16
+    and fp16 are autocast and change a few units. chunking: `fairseq` cuts what is longer than 100 s.
+    Raises InputError when the folder or layer is wrong.
     """
 
-    def __init__(self, model_dir: Path, layer: int, normalize: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        layer: int,
+        normalize: bool = False,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        chunking: Chunking = "whole",
+    ) -> None:
         weights = model_dir / "model.safetensors"
         if not weights.exists() or not (model_dir / "config.json").exists():
             raise InputError(f"{model_dir}: no HuBERT there (config.json and model.safetensors are expected)")
@@ -49,6 +72,7 @@ class SpeechEncoder:
         if not 1 <= layer <= config.num_hidden_layers:
             raise InputError(f"{model_dir}: layer {layer}; this encoder has layers 1 to {config.num_hidden_layers}")
         self.layer, self.normalize, self.device = layer, normalize, torch.device(device)
+        self.precision, self.chunking = precision, chunking
         self.sha256 = sha256_file(weights)
         self.name = str(values.get("im2speech_name", model_dir.name))
         self.model = HubertModel.from_pretrained(model_dir, local_files_only=True).eval().to(self.device)
@@ -59,7 +83,7 @@ class SpeechEncoder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a codebook fitted on these features must remember."""
+        """What a codebook fitted on these features must remember; `variant` only where it is not the default."""
         return {
             "encoder": self.name,
             "encoder_sha256": self.sha256,
@@ -67,7 +91,14 @@ class SpeechEncoder:
             "sample_rate": self.sample_rate,
             "hop": self.hop,
             "normalize": self.normalize,
+            **self.variant,
         }
+
+    @property
+    def variant(self) -> dict[str, str]:
+        """`precision` and `chunking` where they are not fp32 and whole."""
+        found = {"precision": str(self.precision), "chunking": str(self.chunking)}
+        return {key: value for key, value in found.items() if value not in ("fp32", "whole")}
 
     @property
     def fingerprint(self) -> str:
@@ -76,8 +107,26 @@ class SpeechEncoder:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of an utterance of `num_samples` samples: floor((n - 400) / 320) + 1 for HuBERT."""
+        """Frames of an utterance of `num_samples` samples: floor((n - 400) / 320) + 1 for HuBERT.
+
+        In fairseq's chunks each piece is counted by itself, and a last piece shorter than a frame has none.
+        """
+        if self.chunking == "fairseq" and num_samples > FAIRSEQ_CHUNK:
+            whole, rest = divmod(num_samples, FAIRSEQ_CHUNK)
+            return whole * ((FAIRSEQ_CHUNK - self.window) // self.hop + 1) + self.num_frames(rest)
         return max(0, (num_samples - self.window) // self.hop + 1)
+
+    def batches(self, lengths: Sequence[int], max_samples: int) -> list[list[int]]:
+        """Indices of utterances to encode together, by their lengths in samples: `length_batches` of a budget.
+
+        On a CPU the budget is held to what its cache holds of the widest activation: above that a batch is slower
+        than one utterance at a time (docs/scale.md). HuBERT base so takes nearly every utterance alone.
+        """
+        if self.device.type == "cpu":
+            config = self.model.config
+            bytes_a_sample = 4 * max(config.conv_dim[0] / config.conv_stride[0], config.conv_dim[-1] / self.hop)
+            max_samples = min(max_samples, int(CPU_BATCH_BYTES / bytes_a_sample))
+        return length_batches(lengths, max_samples)
 
     @torch.inference_mode()
     def encode(self, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[torch.Tensor]:
@@ -85,21 +134,52 @@ class SpeechEncoder:
 
         Raises InputError for one shorter than a frame (400 samples) or not finite.
         """
-        lengths = [len(waveform) for waveform in waveforms]
+        prepared = []
         for number, waveform in enumerate(waveforms):
-            if lengths[number] < self.window:
-                raise InputError(f"utterance {number} of the batch: {lengths[number]} samples, less than one frame")
+            if len(waveform) < self.window:
+                raise InputError(f"utterance {number} of the batch: {len(waveform)} samples, less than one frame")
             if not np.isfinite(waveform).all():
                 raise InputError(f"utterance {number} of the batch: not all samples are finite numbers")
-        batch = torch.zeros(len(waveforms), max(lengths))
-        for row, waveform in zip(batch, waveforms, strict=True):
             samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-            if self.normalize:
-                samples = nn.functional.layer_norm(samples, samples.shape)
+            prepared.append(nn.functional.layer_norm(samples, samples.shape) if self.normalize else samples)
+        with arithmetic(self.device, self.precision):
+            if self.chunking == "fairseq" and any(len(samples) > FAIRSEQ_CHUNK for samples in prepared):
+                return [torch.cat([self._encode([piece])[0] for piece in self._pieces(s)]) for s in prepared]
+            return self._encode(prepared)
+
+    def _pieces(self, samples: torch.Tensor) -> list[torch.Tensor]:
+        """fairseq's pieces; a last one shorter than a frame, on which fairseq fails, is left out."""
+        return [piece for piece in samples.split(FAIRSEQ_CHUNK) if len(piece) >= self.window]
+
+    def _encode(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Prepared float32 waveforms, in one batch -> features [num_frames, D] each, on the encoder's device."""
+        lengths = torch.tensor([len(samples) for samples in waveforms])
+        batch = torch.zeros(len(waveforms), int(lengths.max()), pin_memory=self.device.type == "cuda")
+        for row, samples in zip(batch, waveforms, strict=True):
             row[: len(samples)] = samples
-        hidden, frames = self._front_end(batch.to(self.device), torch.tensor(lengths))
+        batch = batch.to(self.device, non_blocking=True)
+        if len(waveforms) == 1 and batch.shape[1] > _LONG_SAMPLES:
+            hidden, frames = self._front_end_in_blocks(batch), (lengths - self.window) // self.hop + 1
+        else:
+            hidden, frames = self._front_end(batch, lengths)
         hidden = self._transformer(self.model.feature_projection(hidden.transpose(1, 2)), frames)
         return [features[:count] for features, count in zip(hidden, frames.tolist(), strict=True)]
+
+    def _front_end_in_blocks(self, samples: torch.Tensor) -> torch.Tensor:
+        """`_front_end` of one long utterance, float32 [1, samples] -> [1, channels, frames], in little memory."""
+        first, *others = self.model.feature_extractor.conv_layers
+        is_group = isinstance(first, HubertGroupNormConvLayer)
+        scale, shift = _whole_group_norm(first.conv, first.layer_norm, samples) if is_group else (None, None)
+        num_frames = (samples.shape[1] - self.window) // self.hop + 1
+        blocks = []
+        for start in range(0, num_frames, _BLOCK_FRAMES):
+            stop = min(num_frames, start + _BLOCK_FRAMES)
+            hidden = samples[:, None, start * self.hop : (stop - 1) * self.hop + self.window]
+            hidden = first.activation(first.conv(hidden) * scale + shift) if is_group else first(hidden)
+            for layer in others:
+                hidden = layer(hidden)
+            blocks.append(hidden)
+        return torch.cat(blocks, 2)
 
     def _front_end(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, samples] -> [B, channels, frames] and the valid frames of each."""
@@ -143,14 +223,43 @@ class SpeechEncoder:
 
 
 def masked_group_norm(hidden: torch.Tensor, lengths: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
-    """Group norm with one channel a group, over the first `lengths` frames of [B, C, T] only."""
+    """Group norm with one channel a group, over the first `lengths` frames of [B, C, T] only; zeros behind."""
     if bool((lengths == hidden.shape[2]).all()):
         return norm(hidden)
+    if hidden.device.type != "cpu":
+        return _masked_group_norm_at_once(hidden, lengths, norm)
     out = torch.empty_like(hidden)
     for row, target, length in zip(hidden, out, lengths.tolist(), strict=True):
         target[:, :length] = norm(row[None, :, :length])[0]
         target[:, length:] = 0
     return out
+
+
+def _masked_group_norm_at_once(hidden: torch.Tensor, lengths: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
+    """The same without a loop over utterances, whose many small kernels would keep a GPU waiting."""
+    counts = lengths.to(hidden.device, torch.float32)[:, None, None]
+    valid = (torch.arange(hidden.shape[2], device=hidden.device) < counts).float()
+    centred = hidden.float()
+    centred = (centred - (centred * valid).sum(2, keepdim=True) / counts) * valid
+    variance = centred.square().sum(2, keepdim=True) / counts
+    out = centred * torch.rsqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]
+    return (out * valid).to(hidden.dtype)
+
+
+def _whole_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The group norm of a first layer over all of [1, samples], as a factor and a shift [C, 1] of its convolution."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    total = (samples.shape[1] - kernel) // stride + 1
+    step = _LONG_SAMPLES // stride
+    sums = torch.zeros(2, norm.num_channels, dtype=torch.float64, device=samples.device)
+    for start in range(0, total, step):
+        stop = min(total, start + step)
+        hidden = conv(samples[:, None, start * stride : (stop - 1) * stride + kernel])[0].double()
+        sums += torch.stack([hidden.sum(1), hidden.square().sum(1)])
+    mean, square = sums / total
+    scale = norm.weight.double() / torch.sqrt((square - mean.square()).clamp_min(0) + norm.eps)
+    shift = norm.bias.double() - mean * scale
+    return scale.float()[:, None], shift.float()[:, None]
 
 
 def _receptive_field(config: HubertConfig) -> int:
@@ -161,10 +270,31 @@ def _receptive_field(config: HubertConfig) -> int:
     return field
 
 
+def load_encoder(
+    model_dir: Path,
+    layer: int,
+    normalize: bool,
+    device: str,
+    precision: Precision = "fp32",
+    chunking: Chunking = "whole",
+) -> SpeechEncoder:
+    """A `SpeechEncoder`, kept for the next shard of the same worker; loaded anew when its file has changed."""
+    weights = model_dir / "model.safetensors"
+    changed = stamp(weights) if weights.exists() else (0, 0)
+    return _load_encoder(model_dir, layer, normalize, device, precision, chunking, changed)
+
+
 @lru_cache(maxsize=2)
-def load_encoder(model_dir: Path, layer: int, normalize: bool, device: str) -> SpeechEncoder:
-    """A `SpeechEncoder`, kept for the next shard of the same worker."""
-    return SpeechEncoder(model_dir, layer, normalize, device)
+def _load_encoder(
+    model_dir: Path,
+    layer: int,
+    normalize: bool,
+    device: str,
+    precision: Precision,
+    chunking: Chunking,
+    changed: tuple[int, int],
+) -> SpeechEncoder:
+    return SpeechEncoder(model_dir, layer, normalize, device, precision, chunking)
 
 
 def length_batches(lengths: Sequence[int], max_samples: int) -> list[list[int]]:

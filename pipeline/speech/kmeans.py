@@ -1,15 +1,17 @@
 """The codebook: centroids of speech features with the facts of where they came from.
 
-Fitted by scikit-learn, kept as safetensors (never a pickled estimator). The metadata says which encoder,
-layer, rate and normalisation the centroids belong to, so that a later stage can refuse a stranger.
+Fitted by scikit-learn or by our own Lloyd iterations (pipeline.speech.lloyd), kept as safetensors (never a
+pickled estimator). The metadata says which encoder, layer, rate and normalisation the centroids belong to, so
+that a later stage can refuse a stranger. Samples may be memory maps: no fit copies them.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,14 @@ from safetensors import SafetensorError, safe_open
 from pipeline.errors import InputError
 from pipeline.files import fingerprint
 from pipeline.tensors import write_safetensors
+
+Recipe = Literal["minibatch", "lloyd", "fairseq", "gslm"]
+
+# fairseq's two recipes for scikit-learn: examples/hubert/simple_kmeans and examples/textless_nlp/gslm/speech2unit.
+FAIRSEQ_RECIPES: dict[str, dict[str, Any]] = {
+    "fairseq": {"n_init": 20, "max_iter": 100, "reassignment_ratio": 0.0},
+    "gslm": {"n_init": 20, "max_iter": 150, "reassignment_ratio": 0.5},
+}
 
 # Rows assigned at a time: bounds the [rows, K] distance matrix.
 _ASSIGN_ROWS = 65_536
@@ -94,7 +104,7 @@ def fit_kmeans(
 ) -> Codebook:
     """Fit `num_clusters` centroids to float32 [N, D] with scikit-learn's MiniBatchKMeans.
 
-    The names are scikit-learn's; fairseq's recipe is n_init 20, batch_size 10,000, reassignment_ratio 0.
+    The names are scikit-learn's. A float32 memory map is read batch by batch, not copied.
     Raises InputError when there are fewer rows than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
@@ -120,11 +130,41 @@ def fit_kmeans(
     return Codebook(np.ascontiguousarray(estimator.cluster_centers_, np.float32), metadata or {})
 
 
+def fit_codebooks(
+    features: npt.NDArray[np.float32],
+    nums_clusters: Sequence[int],
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str = "cpu",
+    num_threads: int = 1,
+    metadata: dict[str, Any] | None = None,
+    **minibatch: Any,
+) -> list[Codebook]:
+    """A codebook for every K of `nums_clusters`, fitted to float32 [N, D] by a recipe.
+
+    `lloyd` fits all of them in the same passes over the sample, on `device`; `fairseq` and `gslm` are fairseq's
+    recipes; `minibatch` takes its settings from the keywords of `fit_kmeans`. A codebook remembers a recipe
+    other than `minibatch`. Raises InputError when there are fewer rows than clusters.
+    """
+    facts = {**(metadata or {}), **({} if recipe == "minibatch" else {"recipe": recipe})}
+    if recipe == "lloyd":
+        from pipeline.speech.lloyd import fit_lloyd
+
+        tables = fit_lloyd(features, nums_clusters, seed=seed, device=device, num_threads=num_threads)
+        return [Codebook(table, facts) for table in tables]
+    settings = FAIRSEQ_RECIPES.get(recipe, minibatch)
+    return [fit_kmeans(features, k, seed=seed, metadata=facts, **settings) for k in nums_clusters]
+
+
 def fit_report(codebook: Codebook, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
     """Inertia (mean squared distance), usage, dead clusters and perplexity over float32 [N, D]."""
     ids = codebook.assign(features)
     counts = np.bincount(ids, minlength=len(codebook.centroids))
-    squared = ((features - codebook.centroids[ids]) ** 2).sum(1, dtype=np.float64)
+    squared = np.empty(len(features))
+    for start in range(0, len(features), _ASSIGN_ROWS):
+        here = slice(start, start + _ASSIGN_ROWS)
+        squared[here] = ((features[here] - codebook.centroids[ids[here]]) ** 2).sum(1, dtype=np.float64)
     probability = counts[counts > 0] / counts.sum()
     return {
         "num_clusters": len(codebook.centroids),

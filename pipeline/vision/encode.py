@@ -1,9 +1,11 @@
 """Rows of a manifest -> image tokens, one numbered shard at a time; and pictures in bulk for training.
 
 Reads a tokenizer folder, `manifests/<split>/NNNNN.jsonl` and the pictures that its rows name; writes an
-images part. A picture that cannot be read becomes a reject and the others go on.
+images part. A picture that cannot be read becomes a reject and the others go on. Decoding and resizing run in
+threads ahead of the model; memory holds a few batches, whatever the size of the shard.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,12 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.ahead import ahead
+from pipeline.arithmetic import CPU_BATCH_BYTES, Precision, arithmetic
+from pipeline.files import stamp
 from pipeline.manifest import Reject, Row, read_rows, read_split
 from pipeline.media import MediaError, read_image
 from pipeline.runner import ShardResult, worker_slot
 from pipeline.tokens.parts import ImagesPart, write_images_part
 from pipeline.vision.tokenizer import ImageTokenizer, load_tokenizer
 from pipeline.vision.transforms import image_to_tensor
+from pipeline.vision.vit_vqgan import ViTVQGAN
 
 STAGE = "images"
 
@@ -33,6 +39,7 @@ class ImageSources:
     tokenizer: Path
     batch_size: int = 32
     device: str = "cpu"
+    precision: Precision = "fp32"
     limits: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self, name: str) -> list[Row]:
@@ -45,38 +52,67 @@ def encode_shard(sources: ImageSources, name: str, path: Path) -> ShardResult:
     """Write the tokens of the shard `name` ("train/00007") to `path`; for `runner.run_shards`.
 
     Rows without a picture are passed over. On a CPU one thread is used, so that the same bytes come out
-    however many workers share the machine.
+    however many workers share the machine, and a batch is no larger than the cache holds.
     """
-    model = _model(str(sources.tokenizer), sources.device)
+    model = _model(str(sources.tokenizer), sources.device, stamp(sources.tokenizer / "model.safetensors"))
+    device = next(model.parameters()).device
     rows = [row for row in sources.rows(name) if row.image is not None]
     keys: list[str] = []
     rejects: list[Reject] = []
     grids: list[NDArray[np.uint16]] = [np.zeros((0, *model.grid), np.uint16)]
-    for start in range(0, len(rows), sources.batch_size):
-        images = []
-        for row in rows[start : start + sources.batch_size]:
-            try:
-                images.append(_read(sources.corpus, model.config.image_sides, model.config.resize, row))
-                keys.append(row.key)
-            except MediaError as error:
-                reason = str(error).replace(str(sources.corpus), "").lstrip("/")
-                rejects.append(Reject(row.key, "", STAGE, f"unreadable image: {reason}"))
-        if images:
-            batch = torch.from_numpy(np.stack(images)).to(next(model.parameters()).device)
-            grids.append(model.encode_codes(to_unit(batch)).cpu().numpy().astype(np.uint16))
+    size = batch_size(model, sources.batch_size)
+    batched = [rows[start : start + size] for start in range(0, len(rows), size)]
+    read = partial(_read_batch, sources.corpus, model.config.image_sides, model.config.resize)
+    for batch in ahead(read, batched, num_threads=1 if device.type == "cpu" else 8, depth=10):
+        pictures = {key: found for key, found in batch if not isinstance(found, str)}
+        rejects += [Reject(key, "", STAGE, found) for key, found in batch if isinstance(found, str)]
+        keys += pictures
+        if pictures:
+            stacked = torch.from_numpy(np.stack(list(pictures.values())))
+            if device.type == "cuda":
+                stacked = stacked.pin_memory()
+            with arithmetic(device, sources.precision):
+                codes = model.encode_codes(to_unit(stacked.to(device, non_blocking=True)))
+            grids.append(codes.cpu().numpy().astype(np.uint16))
     tokens = np.concatenate(grids)
     write_images_part(path, ImagesPart(np.array(keys, dtype=np.str_), tokens))
     return ShardResult({"images": len(keys), "tokens": tokens.size}, rejects)
 
 
+def batch_size(model: ImageTokenizer, asked: int) -> int:
+    """Pictures to encode at a time: what was asked for, on a CPU at most what its cache holds."""
+    if next(model.parameters()).device.type != "cpu":
+        return asked
+    if isinstance(model, ViTVQGAN):
+        activations = model.grid[0] * model.grid[1] * model.config.encoder.mlp_dim
+    else:
+        activations = math.prod(model.config.image_sides) * model.config.ch
+    bytes_a_picture = 4 * activations
+    return max(1, min(asked, CPU_BATCH_BYTES // bytes_a_picture))
+
+
 @lru_cache(maxsize=1)
-def _model(folder: str, device: str) -> ImageTokenizer:
+def _model(folder: str, device: str, changed: tuple[int, int]) -> ImageTokenizer:
     """The tokenizer, loaded once a worker; GPUs are given to workers round-robin."""
     if device == "cuda":
         device = f"cuda:{worker_slot() % torch.cuda.device_count()}"
     elif device == "cpu":
         torch.set_num_threads(1)
     return load_tokenizer(Path(folder), device)
+
+
+def _read_batch(
+    corpus: Path, sides: tuple[int, int], resize: str, rows: Sequence[Row]
+) -> list[tuple[str, NDArray[np.uint8] | str]]:
+    """(key, picture, or why it cannot be read) of each row."""
+    found: list[tuple[str, NDArray[np.uint8] | str]] = []
+    for row in rows:
+        try:
+            found.append((row.key, _read(corpus, sides, resize, row)))
+        except MediaError as error:
+            reason = str(error).replace(str(corpus), "").lstrip("/")
+            found.append((row.key, f"unreadable image: {reason}"))
+    return found
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:

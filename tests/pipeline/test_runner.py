@@ -1,14 +1,17 @@
 """The runner: resume, workers, signals and the reject threshold, with real files and real processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import files, manifest, runner
@@ -103,8 +106,8 @@ def test_too_many_rejects_publish_nothing_and_say_why(tmp_path):
     assert report.num_computed == 0 and len((tmp_path / "log").read_text().split()) == 7
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_leaves_no_partial_file_and_the_next_run_goes_on(tmp_path, workers):
+@pytest.mark.parametrize("workers, number", [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)])
+def test_signals_leave_no_partial_file_and_the_next_run_goes_on(tmp_path, workers, number):
     script = f"""
 from functools import partial
 from pathlib import Path
@@ -121,10 +124,11 @@ runner.run_shards(partial(number_file, Path({str(tmp_path / "log")!r}), None, 0.
     deadline = time.monotonic() + 60
     while len((tmp_path / "log").read_text().split()) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
     assert not (tmp_path / "out").exists()
     scratch = tmp_path / "scratch" / "test-a"
+    assert not (scratch / "tmp").exists()
     finished = sorted((scratch / "out").rglob("*.txt"))
     assert 5 <= len(finished) < 24
     assert all(path.read_text() == f"train/{path.stem}" for path in finished)
@@ -132,6 +136,88 @@ runner.run_shards(partial(number_file, Path({str(tmp_path / "log")!r}), None, 0.
     assert len(list((tmp_path / "out").rglob("*.txt"))) == 24
     # A kill costs at most the shards that were in the workers' hands.
     assert len((tmp_path / "log").read_text().split()) <= 24 + workers
+
+
+def _run_and_report(tmp_path: Path, made: Path) -> None:
+    runner.run_shards(
+        partial(number_file, made, None, 0.004),
+        [f"train/{n:05d}" for n in range(300)],
+        tmp_path / "out",
+        suffix=".txt",
+        scratch_dir=tmp_path / "scratch",
+        fingerprint="a",
+        num_workers=1,
+        label="test",
+        max_reject_fraction=1.0,
+        num_items=600,
+    )
+
+
+def test_kill_9_at_ten_random_moments_costs_no_finished_shard(tmp_path):
+    """Each time: nothing published by half, no finished shard made again; in the end the bytes of an unbroken run."""
+    made, random, kills = tmp_path / "log", np.random.default_rng(0), 0
+    made.touch()
+    folder = tmp_path / "scratch" / "test-a"
+    for _ in range(10):
+        before = {p: p.stat().st_mtime_ns for p in folder.glob("out/*/*.txt") if (folder / "results").exists()}
+        done = {p.stem for p in before if (folder / "results" / "train" / f"{p.stem}.json").exists()}
+        process = multiprocessing.get_context("fork").Process(target=_run_and_report, args=(tmp_path, made))
+        process.start()
+        process.join(float(random.uniform(0.01, 0.12)))
+        if process.is_alive():
+            kills += 1
+            process.kill()
+        process.join()
+        assert all(p.stat().st_mtime_ns == when for p, when in before.items() if p.stem in done and p.exists())
+    assert kills == 10 and not (tmp_path / "out").exists()
+    _run_and_report(tmp_path, made)
+    _run_and_report(whole := tmp_path / "whole", made)
+    assert contents(tmp_path / "out") == contents(whole / "out")
+
+
+def test_a_kill_between_the_renames_of_publishing_loses_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        run(tmp_path, finish=_fail)
+    scratch = tmp_path / "scratch" / f"test-{'f' * 16}"
+    os.replace(scratch / "out", tmp_path / f".out1.{scratch.name}.incoming")
+    assert run(tmp_path).num_computed == 0
+    assert not list(tmp_path.glob(".out1*")) and (tmp_path / "out1" / "summary.json").exists()
+
+
+def _fail(folder: Path, report: runner.RunReport) -> None:
+    raise RuntimeError("killed here")
+
+
+def test_the_progress_bar_says_speed_and_rejects():
+    total = runner.Counter({"samples": 16_000 * 60, "rejects": 2})
+    rate = runner.Rate("samples", 1 / 16_000, "h of audio an hour")
+    assert runner._speed(total, rate, 2.0) == "30 h of audio an hour, 2 rejects"
+    assert runner._speed(total, None, 2.0) == "2 rejects"
+
+
+def test_dask_survives_the_death_of_a_worker(tmp_path):
+    """Two workers, one killed with SIGKILL midway: everything is there, equal to a run in one process."""
+    distributed = pytest.importorskip("distributed", reason="needs dask.distributed (pip install 'im2speech[cluster]')")
+    names = [f"train/{n:05d}" for n in range(30)]
+    (tmp_path / "log").touch()
+    options = {"suffix": ".txt", "fingerprint": "a", "label": "test", "max_reject_fraction": 1.0, "num_items": 60}
+    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        victim = next(iter(cluster.workers.values())).pid
+
+        def kill() -> None:
+            while len((tmp_path / "log").read_text().split()) < 6:
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        executor = f"dask://{cluster.scheduler_address.removeprefix('tcp://')}"
+        work = partial(number_file, tmp_path / "log", None, 0.1)
+        scratch = tmp_path / "scratch"
+        runner.run_shards(work, names, tmp_path / "d", scratch_dir=scratch, num_workers=2, executor=executor, **options)
+        killer.join()
+    runner.run_shards(work, names, tmp_path / "one", scratch_dir=scratch, num_workers=1, **options)
+    assert contents(tmp_path / "d") == contents(tmp_path / "one")
 
 
 def test_two_runs_cannot_share_a_scratch_folder(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.speech.kmeans import Codebook, fit_kmeans, fit_report
+from pipeline.speech import lloyd
+from pipeline.speech.kmeans import Codebook, fit_codebooks, fit_kmeans, fit_report
 from pipeline.speech.unit_quality import frame_phonemes, unit_quality
 
 
@@ -62,3 +63,48 @@ def test_bad_input_is_named(tmp_path):
 def test_phoneme_of_a_frame_is_the_one_under_its_middle():
     # Frame i covers samples 320 i to 320 i + 400; its middle is at 320 i + 200.
     assert frame_phonemes([(0, "a"), (500, "'b"), (900, "_")], 4) == ["a", "b", "b", "_"]
+
+
+def mapped(tmp_path, num_rows=6000):
+    features, _ = blobs(num_rows)
+    np.save(tmp_path / "frames.npy", features)
+    return np.load(tmp_path / "frames.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("recipe", ["minibatch", "lloyd", "fairseq", "gslm"])
+def test_recipes_fit_mapped_samples_and_say_who_they_are(tmp_path, recipe):
+    features = mapped(tmp_path)
+    first, more = fit_codebooks(features, [8, 3], recipe, seed=1, metadata={"layer": 2})
+    assert (len(first.centroids), len(more.centroids)) == (8, 3) and first.metadata["layer"] == 2
+    assert first.metadata.get("recipe", "minibatch") == recipe
+    # Eight round clusters of variance 1 in 5 dimensions: 5 is what remains when each was found.
+    assert fit_report(first, features)["inertia"] < 5.2
+    again = fit_codebooks(features, [8, 3], recipe, seed=1)[0]
+    assert np.array_equal(first.centroids, again.centroids)
+
+
+def test_lloyd_does_not_depend_on_threads_and_is_no_worse_than_fairseqs_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(lloyd, "_BLOCK_ROWS", 512)
+    rng = np.random.default_rng(0)
+    features = (rng.standard_normal((20_000, 6)) ** 3).astype(np.float32)
+    one = fit_codebooks(features, [50], "lloyd", seed=0)[0]
+    two = fit_codebooks(features, [50], "lloyd", seed=0, num_threads=3)[0]
+    assert np.array_equal(one.centroids, two.centroids)
+    peer = fit_codebooks(features, [50], "fairseq", seed=0)[0]
+    assert fit_report(one, features)["inertia"] <= 1.02 * fit_report(peer, features)["inertia"]
+
+
+def test_lloyd_fills_empty_clusters():
+    """Rows of three values only, then one more far away: no centroid is left without rows that could have some."""
+    features = np.repeat(np.eye(3, dtype=np.float32), 300, axis=0)
+    features[7] = 50
+    centroids = fit_codebooks(features, [4], "lloyd", seed=0)[0]
+    assert fit_report(centroids, features)["inertia"] == 0
+
+
+@pytest.mark.gpu
+def test_lloyd_on_a_gpu_is_as_good_as_on_the_cpu(cuda):
+    features, _ = blobs(20_000)
+    own, other = (fit_codebooks(features, [8], "lloyd", seed=0, device=d)[0] for d in ("cpu", cuda))
+    first, second = fit_report(own, features)["inertia"], fit_report(other, features)["inertia"]
+    assert abs(first - second) < 1e-3 * first
