@@ -21,7 +21,7 @@ STAGES = (
     "train",
     "evaluate",
 )
-TOOLS = ("caption", "tokens", "use", "fetch", "import", "pretrain", "times")
+TOOLS = ("caption", "tokens", "use", "fetch", "import", "export", "pretrain", "times")
 
 
 def build_app() -> typer.Typer:

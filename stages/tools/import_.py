@@ -139,3 +139,60 @@ def captioner(
     model = import_captioner(source, out, tokenizer=units, units_fingerprint=fingerprint)
     made = model.config
     typer.echo(f"{out}: input {made.input}, {made.num_hidden_layers} layers, {made.vocab_size} ids")
+
+
+@command.command()
+def units(
+    source: Annotated[Path, typer.Argument(help="The file, or the folder of .unit files.")],
+    codebook: Annotated[Path, typer.Option(help="The codebook.safetensors that the units are numbers of.")],
+    format: Annotated[
+        Literal["fairseq", "textless", "km", "unit"],
+        typer.Option(help="fairseq: name|units. textless: name<tab>units. km: lines, with --tsv. unit: .unit files."),
+    ] = "fairseq",
+    tsv: Annotated[Path | None, typer.Option(help="km: the .tsv that names the lines.")] = None,
+    durations: Annotated[Path | None, typer.Option(help="Durations in frames, in the same form.")] = None,
+    manifests: Annotated[Path, typer.Option(help="Rows whose recordings these are.")] = Path("manifests"),
+    out: Annotated[Path, typer.Option(help="Write here, as the stage units does.")] = Path("data/units"),
+    max_reject_fraction: Annotated[float, typer.Option(min=0, max=1, help="Captions without units at most.")] = 0.01,
+) -> None:
+    """Units that another program made -> data/units, in place of the stage units; recordings matched by name."""
+    from functools import partial
+
+    from pipeline.files import fingerprint, sha256_file, write_json
+    from pipeline.manifest import read_rows
+    from pipeline.runner import code_fingerprint, run_shards
+    from pipeline.speech.kmeans import Codebook
+    from pipeline.tokens import exchange
+    from pipeline.tokens.join import choose_shards
+    from stages._settings import from_environment
+
+    loaded = Codebook.load(codebook)
+    found = exchange.read_foreign_units(source, format, tsv=tsv, durations=durations)
+    shards, _ = choose_shards(manifests)
+    rows = [row for name in shards for row in read_rows(manifests / f"{name}.jsonl")]
+    matched = exchange.match_names(rows, found)
+    facts = {**loaded.metadata, "codebook_fingerprint": loaded.fingerprint, "num_units": len(loaded.centroids)}
+    if not found.durations and not exchange.has_repeats(found):
+        facts["durations"] = "unknown"
+        typer.echo("no unit is said twice in a row and there are no --durations: each is written as one frame")
+    digests = [sha256_file(path) for path in (source, tsv, durations) if path is not None and path.is_file()]
+    content = {name: ids.tolist() for name, ids in found.units.items()} if source.is_dir() else ""
+    report = run_shards(
+        partial(exchange.import_shard, exchange.UnitsImport(manifests, found, matched, len(loaded.centroids))),
+        shards,
+        out,
+        scratch_dir=from_environment().scratch_dir,
+        fingerprint=fingerprint(
+            [digests, content, facts, code_fingerprint([exchange])]
+            + [sha256_file(manifests / f"{name}.jsonl") for name in shards]
+        ),
+        num_workers=1,
+        label="units",
+        max_reject_fraction=max_reject_fraction,
+        num_items=sum(len(row.captions) for row in rows),
+        finish=lambda folder, _: write_json(folder / "units.json", facts),
+    )
+    unused = len(found.units) - len(set(matched.values()))
+    typer.echo(f"{out}: {report.counts.get('utterances', 0)} captions, {len(report.rejects)} without units")
+    if unused:
+        typer.echo(f"  {unused} utterances of {source} belong to no caption of {manifests}")
