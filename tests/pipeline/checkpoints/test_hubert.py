@@ -37,7 +37,7 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, kind: st
         torch.testing.assert_close(hidden(loaded, layer), hidden(model, layer), atol=1e-6, rtol=0)
     origin = read_json(tmp_path / "out/provenance.json")
     assert list(origin["files"]) == ["hubert.pt"] and len(origin["files"]["hubert.pt"]) == 64
-    encoder = SpeechEncoder(tmp_path / "out", 1)
+    encoder = SpeechEncoder(tmp_path / "out", 1, normalize=bool(found.normalize))
     assert encoder.name == "hubert" and encoder.hop == 320 and encoder.num_frames(190800) == 596
 
 
