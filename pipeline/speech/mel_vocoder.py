@@ -126,6 +126,14 @@ class MelVocoder(nn.Module):
         mel = self.out(self.norm(x))
         return mel.reshape(len(units), -1, self.config.mel.num_mels), mask, log_durations
 
+    def log_durations(self, units: Tensor) -> Tensor:
+        """log(duration + 1) float32 `[1, runs]` of one utterance's deduplicated units int64 `[1, runs]`."""
+        x = self.embed(units)
+        mask = torch.ones_like(x[..., :1])
+        for block in self.unit_blocks:
+            x = block(x, mask)
+        return self.duration(x).squeeze(2)
+
     @torch.inference_mode()
     def log_mels(self, units: list[Tensor], durations: list[Tensor] | None = None) -> list[Tensor]:
         """Log-mels, float32 `[frames * frames_per_unit, num_mels]` each, of non-empty unit sequences."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PEAK = 0.95  # Recordings are scaled to this peak, as for fairseq's vocoders.
+_NUM_CALIBRATION = 200  # utterances
 _STFT_SIZES = ((512, 128), (1024, 256), (2048, 512))
 
 
@@ -97,7 +98,25 @@ def train_vocoder(
         scheduler.step()
         if log is not None and step % max(1, settings.steps // 100) == 0:
             log({"step": step, **{name: round(float(value.detach()), 5) for name, value in losses.items()}})
-    return task.network.eval()
+    task.network.eval()
+    _calibrate_durations(task.network, examples[:_NUM_CALIBRATION], device)
+    return task.network
+
+
+@torch.no_grad()
+def _calibrate_durations(network: MelVocoder | CodeHiFiGAN, examples: "Sequence[Example]", device: str) -> None:
+    """Shift the predicted log durations so that `examples` last as long as they do.
+
+    The mean of a logarithm is the logarithm of too small a mean: left alone, speech comes out some 5 % too fast
+    (Duan 1983, Smearing estimate: a nonparametric retransformation method).
+    """
+    projection = network.duration if isinstance(network, MelVocoder) else network.dur_predictor.proj  # type: ignore[union-attr]
+    predicted, true = 0.0, 0
+    for example in examples:
+        units = torch.from_numpy(example.units).to(device)[None]
+        predicted += float(network.log_durations(units).exp().sum())
+        true += int(example.durations.sum()) + len(example.units)
+    projection.bias += float(np.log(true / predicted))
 
 
 @torch.inference_mode()
