@@ -4,7 +4,7 @@ Reads folders of token shards (and urls, to pull from); `card`, `stats`, `pull` 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,20 +23,30 @@ DEFAULT = Path("data/shards")
 
 @command.command()
 def info(
-    shards: Shards = DEFAULT,
+    shards: Annotated[str, typer.Argument(help="Folder of token shards, or a url as `pull` takes it.")] = str(DEFAULT),
     quick: Annotated[bool, typer.Option(help="Indexes only: do not read shards of a set without statistics.")] = False,
 ) -> None:
-    """Print tokenizers, vocabularies, counts, hours, bit rates and histograms of every split."""
+    """Print tokenizers, vocabularies, counts, hours, bit rates and histograms of every split.
+
+    Of a url only indexes and statistics are fetched.
+    """
     from pipeline.tokens.contents import read_contents
     from pipeline.tokens.index import read_index
     from pipeline.tokens.info import describe
     from pipeline.tokens.statistics import read_statistics
+    from pipeline.tokens.transfer import preview
 
-    indexes = {split: read_index(shards, split) for split in _splits(shards)}
-    contents = read_contents(shards)
-    if contents is not None:
-        typer.echo(f"set {contents['fingerprint']}")
-    typer.echo("\n".join(describe(indexes, None if quick else read_statistics(shards))))
+    statistics: dict[str, Any] | None = None
+    if "://" in shards:
+        fingerprint, indexes, statistics = preview(shards)
+    else:
+        folder = Path(shards)
+        indexes = {split: read_index(folder, split) for split in _splits(folder)}
+        fingerprint = (read_contents(folder) or {}).get("fingerprint", "")
+        statistics = None if quick else read_statistics(folder)
+    if fingerprint:
+        typer.echo(f"set {fingerprint}")
+    typer.echo("\n".join(describe(indexes, None if quick else statistics)))
 
 
 @command.command()
