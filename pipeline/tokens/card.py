@@ -39,11 +39,25 @@ class About:
 
 
 def dataset_card(
-    about: About, indexes: Mapping[str, dict[str, Any]], statistics: Mapping[str, Any] | None = None
+    about: About,
+    indexes: Mapping[str, dict[str, Any]],
+    statistics: Mapping[str, Any] | None = None,
+    *,
+    picture: bool = True,
 ) -> str:
-    """Markdown with YAML metadata. indexes: split -> index, at least one; statistics: as statistics.json has them."""
+    """Markdown with YAML metadata.
+
+    indexes: split -> index, at least one; statistics: as statistics.json has them; picture: show their drawing, which
+    the set then has to hold.
+    """
     parts = [_front_matter(about, indexes), f"# {about.title}", about.description.strip(), _WHAT]
-    parts += [_table(indexes), _figures(statistics or {}), _tokenizers(indexes), _loading(indexes), _licence(about)]
+    parts += [
+        _table(indexes),
+        _figures(statistics or {}, picture),
+        _tokenizers(indexes),
+        _loading(indexes),
+        _licence(about),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -102,7 +116,7 @@ def _table(indexes: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _figures(statistics: Mapping[str, Any]) -> str:
+def _figures(statistics: Mapping[str, Any], picture: bool) -> str:
     """The table of statistics; nothing without any."""
     if not statistics.get("splits"):
         return ""
@@ -129,6 +143,8 @@ def _figures(statistics: Mapping[str, Any]) -> str:
     for pair, shared in statistics.get("across_splits", {}).items():
         lines += ["", f"Both {pair.replace(', ', ' and ')} hold {shared['images']:,} images and {shared['captions']:,}"]
         lines.append("captions that are equal token for token.")
+    if picture:
+        lines += ["", "![Usage of ids and lengths of captions](plots/statistics.svg)"]
     return "\n".join(lines)
 
 

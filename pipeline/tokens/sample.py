@@ -129,7 +129,9 @@ def _meta(key: str, data: bytes) -> dict[str, Any]:
     """The decoded `<key>.json`, with its fields checked for type."""
     try:
         meta = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if b"\\ud" in data.lower():  # half a surrogate pair is no text: it could be neither printed nor written
+            json.dumps(meta, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{key}.{META}: not readable as JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("key") != key:
         raise InputError(f"{key}.{META}: does not carry the key '{key}'")

@@ -1,7 +1,7 @@
 """What the tokens of a set are like: usage, perplexity, entropy against bytes on disk, lengths, bit rate, duplicates.
 
 One pass over the shards with bounded memory (a few bytes a sample, for the duplicates). `statistics.json` holds the
-figures, `plots/<split>/*.csv` the curves that `dvc plots show` draws.
+figures, `plots/<split>/*.csv` the curves that `dvc plots show` draws, `plots/statistics.svg` a picture for the card.
 """
 
 import csv
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.tokens.index import read_index, split_names
+from pipeline.tokens.plots import statistics_svg
 from pipeline.tokens.read import read_shard
 from pipeline.tokens.sample import Sample
 
-STATISTICS_NAME, PLOTS = "statistics.json", "plots"
+STATISTICS_NAME, PLOTS, PICTURE = "statistics.json", "plots", "plots/statistics.svg"
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 _MAX_DURATION = 65_536
 _BINS = 40
@@ -118,10 +119,11 @@ def read_statistics(shards_dir: Path) -> dict[str, Any]:
 
 
 def write_statistics(shards_dir: Path, folder: Path | None = None) -> dict[str, Any]:
-    """Write statistics.json and plots/<split>/*.csv into `folder` (default: the set itself); returns the figures."""
+    """Write statistics.json and plots/ into `folder` (default: the set itself); returns the figures."""
     summary, counted = set_statistics(shards_dir)
     folder = Path(folder or shards_dir)
     write_json(folder / STATISTICS_NAME, summary)
+    write_text(folder / PICTURE, statistics_svg(summary))
     for split, counts in counted.items():
         plots = folder / PLOTS / split
         _write_csv(plots / "unit_usage.csv", ("rank", "share"), _shares(counts.units))

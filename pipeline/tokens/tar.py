@@ -90,7 +90,8 @@ def _headers(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[str, int]]:
             elif kind == b"x":
                 records = _pax(data)
                 long_name = records.get("path", long_name)
-                long_size = int(records["size"]) if records.get("size", "").isdecimal() else None
+                stated = records.get("size", "")
+                long_size = int(stated) if stated.isdecimal() and len(stated) < 20 else None
             continue
         if kind not in (b"0", b"\0"):
             raise _Broken(f"member '{long_name or name}' is not a plain file")
@@ -116,12 +117,9 @@ def _checked(block: bytes) -> tuple[str, int]:
 
 def _octal(field: bytes) -> int:
     text = field.strip(b" \0")
-    if not text:
-        return 0
-    try:
-        return int(text, 8)
-    except ValueError as error:
-        raise _Broken("not readable as a tar: a header's number is not octal") from error
+    if text.strip(b"01234567"):
+        raise _Broken("not readable as a tar: a header's number is not octal")
+    return int(text, 8) if text else 0
 
 
 def _pax(data: bytes) -> dict[str, str]:
@@ -129,7 +127,7 @@ def _pax(data: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while data:
         number, _, _ = data.partition(b" ")
-        length = int(number) if number.isdigit() else 0
+        length = int(number) if number.isdigit() and len(number) < 10 else 0
         record = data[:length]
         if not record.endswith(b"\n") or b"=" not in record:
             raise _Broken("not readable as a tar: a PAX header is malformed")

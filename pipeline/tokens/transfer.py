@@ -31,6 +31,7 @@ from pipeline.tokens.contents import (
 )
 from pipeline.tokens.index import INDEX_NAME, check_index, index_fingerprint
 from pipeline.tokens.remote import Remote
+from pipeline.tokens.statistics import STATISTICS_NAME
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,25 @@ def pull(
         made = write_contents(folder)
     size = sum(entry["filesize"] for entry in files)
     return Copied(str((made or {}).get("fingerprint", "")), chosen, len(files), num_copied, size)
+
+
+def preview(url: str) -> tuple[str, dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """(fingerprint, indexes by split, statistics or None) of a set at `url`, without its shards; hashes are checked.
+
+    Raises InputError as `pull` does.
+    """
+    remote = Remote(url)
+    contents, _ = _contents(remote)
+    hashes = {entry["url"]: entry for entry in contents["files"]} if contents else {}
+    splits = sorted(contents["splits"]) if contents else _splits_of_card(remote)
+    if not splits:
+        raise InputError(f"{url}: no {CONTENTS_NAME} and no {CARD_NAME} that names the splits")
+    indexes = {split: _index(remote, split, hashes.get(f"{split}/{INDEX_NAME}"), contents)[0] for split in splits}
+    entry, statistics = hashes.get(STATISTICS_NAME), None
+    data = remote.read(STATISTICS_NAME) if entry else None
+    if entry and data is not None and hashlib.sha256(data).hexdigest() == entry["sha256"]:
+        statistics = _json(data, f"{url}/{STATISTICS_NAME}")
+    return str((contents or {}).get("fingerprint", "")), indexes, statistics
 
 
 def push(folder: Path, url: str) -> Copied:
@@ -244,5 +264,5 @@ def _write(path: Path, data: bytes) -> None:
 def _json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not readable as JSON ({error})") from error

@@ -31,7 +31,9 @@ class Fault:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.shard}{': ' + self.key if self.key else ''}: {self.problem}"
+        text = f"{self.shard}{': ' + self.key if self.key else ''}: {self.problem}"
+        # A stranger's names must not steer the terminal.
+        return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def verify(

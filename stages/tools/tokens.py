@@ -4,7 +4,7 @@ Reads folders of token shards (and urls, to pull from); `card`, `stats`, `pull` 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,20 +23,30 @@ DEFAULT = Path("data/shards")
 
 @command.command()
 def info(
-    shards: Shards = DEFAULT,
+    shards: Annotated[str, typer.Argument(help="Folder of token shards, or a url as `pull` takes it.")] = str(DEFAULT),
     quick: Annotated[bool, typer.Option(help="Indexes only: do not read shards of a set without statistics.")] = False,
 ) -> None:
-    """Print tokenizers, vocabularies, counts, hours, bit rates and histograms of every split."""
+    """Print tokenizers, vocabularies, counts, hours, bit rates and histograms of every split.
+
+    Of a url only indexes and statistics are fetched.
+    """
     from pipeline.tokens.contents import read_contents
     from pipeline.tokens.index import read_index
     from pipeline.tokens.info import describe
     from pipeline.tokens.statistics import read_statistics
+    from pipeline.tokens.transfer import preview
 
-    indexes = {split: read_index(shards, split) for split in _splits(shards)}
-    contents = read_contents(shards)
-    if contents is not None:
-        typer.echo(f"set {contents['fingerprint']}")
-    typer.echo("\n".join(describe(indexes, None if quick else read_statistics(shards))))
+    statistics: dict[str, Any] | None = None
+    if "://" in shards:
+        fingerprint, indexes, statistics = preview(shards)
+    else:
+        folder = Path(shards)
+        indexes = {split: read_index(folder, split) for split in _splits(folder)}
+        fingerprint = (read_contents(folder) or {}).get("fingerprint", "")
+        statistics = None if quick else read_statistics(folder)
+    if fingerprint:
+        typer.echo(f"set {fingerprint}")
+    typer.echo("\n".join(describe(indexes, None if quick else statistics)))
 
 
 @command.command()
@@ -99,14 +109,14 @@ def card(
     from pipeline.files import write_text
     from pipeline.tokens.card import dataset_card, read_about
     from pipeline.tokens.index import read_index
-    from pipeline.tokens.statistics import read_statistics
+    from pipeline.tokens.statistics import PICTURE, read_statistics
 
     indexes = {split: read_index(shards, split) for split in _splits(shards)}
     path = shards / "README.md"
     given = {"title": title, "licence": licence, "description": description, "citation": citation}
     about = read_about(path.read_text(encoding="utf-8") if path.is_file() else "")
     about = replace(about, **{name: value for name, value in given.items() if value is not None})
-    text = dataset_card(about, indexes, read_statistics(shards))
+    text = dataset_card(about, indexes, read_statistics(shards), picture=(shards / PICTURE).is_file())
     if write:
         write_text(path, text)
         typer.echo(f"{path}: written")
@@ -138,6 +148,7 @@ def pull(
         str, typer.Argument(help="Where the set lies: http(s)://, s3://, gs://, hf://datasets/..., a folder.")
     ],
     shards: Annotated[Path, typer.Argument(help="Folder to copy it into.")] = DEFAULT,
+    out: Annotated[Path | None, typer.Option(help="The same, as an option.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given again.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="Refuse any other set than this.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="The folder may hold another set.")] = False,
@@ -150,16 +161,17 @@ def pull(
     """
     from pipeline.tokens.transfer import pull as copy
 
+    folder = out or shards
     done = copy(
         url,
-        shards,
+        folder,
         splits=split or (),
         num_workers=workers,
         fingerprint=fingerprint,
         replace=replace,
         retries=retries,
     )
-    _say(shards, done)
+    _say(folder, done)
 
 
 @command.command()

@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.files import read_json, write_json
 from pipeline.manifest import read_rejects, read_rows, read_split, write_rows
 from pipeline.speech.kmeans import Codebook
+from pipeline.tokens.carried import read_image_codebook
 from pipeline.tokens.parts import read_images_part, read_units_part
 from pipeline.tokens.read import read_index, read_samples, split_names
 from pipeline.tokens.verify import verify
@@ -96,9 +97,10 @@ def test_speech_without_pictures(tmp_path):
     assert read_rejects(out / "rejects.jsonl") == []
 
 
-def test_same_bytes_for_any_number_of_workers(tmp_path):
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_same_bytes_for_any_number_of_workers(tmp_path, compression):
     write_corpus(tmp_path)
-    trees = [run(tmp_path, f"w{workers}", workers=workers) for workers in (1, 2)]
+    trees = [run(tmp_path, f"w{workers}", workers=workers, compression=compression) for workers in (1, 2)]
     first, second = ({p.relative_to(t): p.read_bytes() for p in t.rglob("*") if p.is_file()} for t in trees)
     assert first == second
 
@@ -112,6 +114,22 @@ def test_without_pixels_or_with_smaller_ones(tmp_path):
     from pipeline.media import read_image
 
     assert read_image(path).size == (12, 8)
+
+
+def test_a_set_carries_its_codebooks_unless_told_otherwise(tmp_path):
+    write_corpus(tmp_path)
+    codebook = Codebook(np.eye(50, dtype=np.float32), {"encoder": "tiny"})
+    codebook.save(tmp_path / "codebook.safetensors")
+    path = tmp_path / "units" / "units.json"
+    write_json(path, {**read_json(path), "codebook_fingerprint": codebook.fingerprint})
+    (tmp_path / "vqgan").mkdir()
+    weights = {"quantizer.embedding.weight": np.ones((300, 2), np.float32), "decoder.x": np.zeros(9, np.float32)}
+    save_file(weights, tmp_path / "vqgan" / "model.safetensors", {"fingerprint": "t" * 16})
+    out = run(tmp_path)
+    assert (out / "tokenizers" / "units.safetensors").read_bytes() == (tmp_path / "codebook.safetensors").read_bytes()
+    assert read_image_codebook(out / "tokenizers" / "image.safetensors")[0].shape == (300, 2)
+    assert verify(out, codebook=codebook.fingerprint, image_tokenizer="t" * 16) == []
+    assert not (run(tmp_path, "without", include_codebooks=False) / "tokenizers").exists()
 
 
 def test_limit_takes_rows_of_each_split(tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 import tarfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -240,6 +241,16 @@ def test_statistics_are_what_counting_gives(shards):
     assert found["bits_per_second"]["fixed_length"] == pytest.approx(len(units) / seconds * math.log2(12), rel=1e-3)
     assert found["bytes"]["on_disk"] == sum((shards / "train" / f"0000{n}.tar").stat().st_size for n in (0, 1))
     assert usage(np.array([5, 5, 0, 0]))["perplexity"] == 2 and usage(np.zeros(3, np.int64))["entropy"] == 0
+
+
+def test_the_picture_is_svg_with_a_bar_for_each_figure(shards):
+    root = ElementTree.fromstring((shards / "plots" / "statistics.svg").read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    found = read_json(shards / "statistics.json")["splits"].values()
+    bars = sum(len(s[name]["ranked_shares"]) for s in found for name in ("units", "image_tokens"))
+    bars += sum(len(s["units_per_caption"]["histogram"]["counts"]) for s in found)
+    assert len(root.findall(f"{space}rect[@class='b']")) == bars
+    assert "plots/statistics.svg" in (shards / "README.md").read_text()
 
 
 def test_duplicates_across_splits_are_counted(tmp_path):

@@ -166,11 +166,22 @@ def test_the_commands_push_and_pull(source, tmp_path):
     assert "hf upload me/set" in str(run(command, ["push", str(source), "hf://datasets/me/set"]).exception)
 
 
-def test_any_file_system_of_fsspec_will_do(source):
+def test_info_of_a_url_fetches_no_shards(source):
+    how = Behaviour()
+    with serve(source, how) as url:
+        said = CliRunner().invoke(command, ["info", url])
+    assert said.exit_code == 0 and "12 samples" in said.stdout and "perplexity" in said.stdout
+    assert not [name for name in how.asked if name.endswith(".tar")]
+    assert said.stdout == CliRunner().invoke(command, ["info", str(source)]).stdout
+
+
+def test_any_file_system_of_fsspec_will_do(source, tmp_path):
     import fsspec
 
     transfer.push(source, "memory://sets/one")
     assert fsspec.filesystem("memory").exists("/sets/one/train/index.json")
+    transfer.pull("memory://sets/one", tmp_path / "copy")
+    assert tree(tmp_path / "copy") == tree(source)
 
 
 def test_a_missing_package_is_named(tmp_path):
