@@ -93,7 +93,12 @@ class ImageToSpeech:
     ) -> list[npt.NDArray[np.uint16]]:
         """Deduplicated units uint16 [n] of each image; a tensor is taken as `prepare` would give it."""
         inputs = images if isinstance(images, torch.Tensor) else self.prepare(images)
-        return generate_units(self.model, self.vocabulary, inputs, batch_size=batch_size, num_beams=num_beams)
+        return generate_units(
+            *(self.model, self.vocabulary, inputs),
+            batch_size=batch_size,
+            num_beams=num_beams,
+            max_length=self.model.config.max_units,
+        )
 
     def __call__(self, image: ImageLike) -> Speech:
         """One image -> its spoken caption."""

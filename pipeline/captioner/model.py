@@ -37,7 +37,8 @@ class CaptionerConfig(GitConfig):
 
     num_queries: vectors pooled from the tower's output, put before it. norm_first: see `NormFirstLayer`.
     tower_norms: norms before and after the tower's layers, as CLIP has and SeiT's ViT has not. image_resize: how
-    a picture becomes square for `input: pixels` (`crop` as GIT's own processor, or `squash`).
+    a picture becomes square for `input: pixels` (`crop` as GIT's own processor, or `squash`). max_units: ids that
+    a spoken caption has at most.
     """
 
     model_type = "im2speech"
@@ -50,6 +51,7 @@ class CaptionerConfig(GitConfig):
     num_queries: int = 0
     norm_first: bool = False
     image_tokenizer: str = ""
+    max_units: int = 256
     tower_norms: bool = True
     image_resize: str = "squash"
     unit_codebook: str = ""

@@ -67,6 +67,7 @@ def import_captioner(
         config, tensors = _im2sp(source, tokenizer)
         files = (source,)
         vocabulary = UnitVocabulary(config.vocab_size - 3, units_fingerprint, layout="released")
+        config.max_units = 511  # 512 with BOS, as the paper decodes
         config.unit_codebook = units_fingerprint
     model = Captioner(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

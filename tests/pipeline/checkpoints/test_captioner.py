@@ -111,8 +111,8 @@ def timm_vit(state: dict[str, torch.Tensor], x: torch.Tensor, heads: int) -> tor
     return x
 
 
-def timm_state() -> dict[str, torch.Tensor]:
-    shapes = {"cls_token": (1, 1, 64), "pos_embed": (1, 17, 64), "patch_embed.proj.weight": (64, 8, 4, 4)}
+def timm_state(grid: int = 4) -> dict[str, torch.Tensor]:
+    shapes = {"cls_token": (1, 1, 64), "pos_embed": (1, grid * grid + 1, 64), "patch_embed.proj.weight": (64, 8, 4, 4)}
     shapes |= {"patch_embed.proj.bias": (64,), "norm.weight": (64,), "norm.bias": (64,), "head.weight": (10, 64)}
     for n in range(2):
         inner = {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (96, 64), "mlp.fc2": (64, 96)}
@@ -122,18 +122,18 @@ def timm_state() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
 
 
-def image_unit_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor, ImageUnits]:
+def image_unit_checkpoint(folder: Path, grid: int = 4) -> tuple[dict[str, torch.Tensor], torch.Tensor, ImageUnits]:
     """(timm's part, the codebook, its folder); writes `Im_unit_Sp.ckpt` and `vqgan/`."""
-    tower = timm_state()
+    tower = timm_state(grid)
     state = {f"model.git.image_encoder.vision_model.{name}": value for name, value in tower.items()}
-    for name, value in git(image_size=64).state_dict().items():
+    for name, value in git(image_size=16 * grid).state_dict().items():
         if "image_encoder" not in name:
             state[f"model.{name}"] = value
     state["tokenizer.encoder.x"] = torch.zeros(3)
     torch.save({"state_dict": state}, folder / "Im_unit_Sp.ckpt")
     codebook = torch.randn(30, 8) * 2
     write_safetensors(folder / "vqgan/model.safetensors", {"quantizer.embedding.weight": codebook.numpy()})
-    return tower, codebook, ImageUnits(folder / "vqgan", "feed", (8, 8))
+    return tower, codebook, ImageUnits(folder / "vqgan", "feed", (2 * grid, 2 * grid))
 
 
 def test_the_released_image_unit_captioner(tmp_path: Path) -> None:
