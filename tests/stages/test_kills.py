@@ -54,7 +54,7 @@ def pictures(folder: Path) -> list[str]:
 
 def start(folder: Path, command: list[str], out: str, scratch: str) -> subprocess.Popen[bytes]:
     paths = ["--manifests", "manifests", "--root", "corpus", "--out", out, "--params", str(ROOT / "params.yaml")]
-    settings = {"I2S_WORKERS": "2", "I2S_DEVICE": "cpu", "I2S_SCRATCH": scratch, "PYTHONPATH": str(ROOT)}
+    settings = {"I2S_WORKERS": "1", "I2S_DEVICE": "cpu", "I2S_SCRATCH": scratch, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "stages", *command, *paths],
         cwd=folder,
