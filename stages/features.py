@@ -41,15 +41,15 @@ def run(
     import torch
 
     from pipeline.errors import InputError
-    from pipeline.manifest import read_split
-    from pipeline.speech.features import sample_features, write_sample
+    from pipeline.speech.features import draw_captions, sample_features, write_sample
     from pipeline.speech.hubert import BUNDLED, SpeechEncoder
     from stages._settings import resolve_device
 
     if context.dry_run:
         return
     torch.set_num_threads(context.settings.num_threads)
-    captions = [caption for row in read_split(manifests, params.split) for caption in row.captions]
+    number = min(params.num_utterances, context.limit or params.num_utterances)
+    captions = draw_captions(manifests, params.split, number, params.seed)
     if not captions:
         raise InputError(f"{manifests}: split {params.split!r} has no spoken captions (features.split)")
     encoder = SpeechEncoder(
@@ -64,7 +64,6 @@ def run(
         captions,
         root,
         encoder,
-        num_utterances=min(params.num_utterances, context.limit or params.num_utterances),
         max_frames=params.max_frames,
         max_batch_samples=round(params.max_batch_seconds * encoder.sample_rate),
         seed=params.seed,

@@ -17,7 +17,7 @@ class Params(Section):
         24.0, gt=0, description="Padded seconds of audio in a batch; on a CPU no more than its cache holds."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Of the encoder's arithmetic. The halves are for GPUs and change a few units in a hundred."
+        "fp32", description="Of the encoder's arithmetic. The halves, for GPUs, change about one unit in a thousand."
     )
     chunking: Literal["whole", "fairseq"] = Field(
         "whole", description="`fairseq` cuts utterances above 100 s as fairseq's reader does; `whole` keeps them whole."

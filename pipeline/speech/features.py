@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.files import atomic_path, read_json, write_json
-from pipeline.manifest import Caption
+from pipeline.manifest import Caption, count_items, read_rows, shard_paths, split_names
 from pipeline.media import MediaError, read_audio
 from pipeline.speech.hubert import SpeechEncoder
 from pipeline.tokens.parts import npy_bytes, read_npz, write_npz
@@ -38,23 +38,40 @@ class FeatureSample:
         return len(self.ids)
 
 
+def draw_captions(manifest_dir: Path, split: str, number: int, seed: int) -> list[Caption]:
+    """A seeded draw of a split's captions, in manifest order; of other shards only the captions are counted.
+
+    InputError lists the splits when there is no such one.
+    """
+    paths = shard_paths(manifest_dir, split)
+    if not paths:
+        known = ", ".join(split_names(manifest_dir))
+        raise InputError(f"{manifest_dir}: no split '{split}'; there are {known}")
+    starts = np.cumsum([0, *(count_items(path)[1] for path in paths)])
+    drawn = np.sort(np.random.default_rng([seed, 0]).permutation(starts[-1])[:number])
+    chosen: list[Caption] = []
+    for path, start, stop in zip(paths, starts[:-1], starts[1:], strict=True):
+        here = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, stop)] - start
+        if len(here):
+            captions = [caption for row in read_rows(path) for caption in row.captions]
+            chosen += [captions[i] for i in here]
+    return chosen
+
+
 def sample_features(
-    captions: Sequence[Caption],
+    chosen: Sequence[Caption],
     root: Path,
     encoder: SpeechEncoder,
     *,
-    num_utterances: int,
     max_frames: int,
     max_batch_samples: int,
     seed: int,
 ) -> FeatureSample:
-    """Encode a seeded draw of utterances and keep a seeded draw of their frames.
+    """Encode the chosen utterances and keep a seeded draw of their frames.
 
     An utterance that cannot be read is left out and counted (`unreadable`); the units stage rejects it by name.
     Raises InputError when none could be read.
     """
-    drawn = np.random.default_rng([seed, 0]).permutation(len(captions))[:num_utterances]
-    chosen = [captions[i] for i in sorted(drawn)]
     lengths = [round(caption.num_samples * encoder.sample_rate / caption.sample_rate) for caption in chosen]
     batches = encoder.batches(lengths, max_batch_samples)
     features: dict[int, npt.NDArray[np.float32]] = {}

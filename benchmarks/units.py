@@ -1,0 +1,164 @@
+"""Speech units: ours against transformers one utterance at a time, and against padded batches.
+
+All three read the same wav files and end in units. Ours is what the stage does: shards through worker processes, one
+thread each, or on a GPU budgeted batches with decoding ahead of the model. The loop has all threads. HuBERT base with
+random weights, layer 6: good for speed, and for whether units agree.
+"""
+
+import itertools
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import HubertConfig, HubertModel
+
+from benchmarks._common import last_line, matrix_rate, pairs, parser, speech, write_speech
+from pipeline.media import read_audio
+from pipeline.runner import run_shards
+from pipeline.speech.hubert import SpeechEncoder
+from pipeline.speech.kmeans import Codebook
+from pipeline.speech.units import Source, units_of_shard
+from pipeline.tokens.parts import read_units_part, restore
+
+LAYER, NUM_UNITS = 6, 200
+Units = list[npt.NDArray[np.int64]]
+
+
+def operations_a_second() -> float:
+    """Of HuBERT base up to layer 6, for a second of audio: convolutions, positions, layers without attention's own."""
+    frames, channels, kernels = 3200, 512, (3, 3, 3, 3, 2, 2)
+    total = 2 * frames * channels * 10
+    for kernel in kernels:
+        frames //= 2
+        total += 2 * frames * channels * channels * kernel
+    total += 2 * frames * (channels * 768 + 768 * 48 * 128)
+    return float(total + LAYER * 2 * frames * (4 * 768**2 + 2 * 768 * 3072))
+
+
+def one_at_a_time(model: HubertModel, codebook: Codebook, files: list[Path], device: str) -> Units:
+    """The usual loop: read, encode, nearest centroid."""
+    found = []
+    with torch.inference_mode():
+        for path in files:
+            samples = torch.from_numpy(read_audio(path))[None].to(device)
+            features = model(samples).last_hidden_state[0]
+            found.append(codebook.assign(features.float().cpu().numpy()))
+    return found
+
+
+def padded(model: HubertModel, codebook: Codebook, files: list[Path], device: str, size: int = 8) -> Units:
+    """Batches of 8 padded to the longest, with an attention mask, as slamkit and most users of transformers do."""
+    found = []
+    for batch in [files[start : start + size] for start in range(0, len(files), size)]:
+        waveforms = [read_audio(path) for path in batch]
+        samples = torch.zeros(len(batch), max(map(len, waveforms)))
+        mask = torch.zeros(samples.shape, dtype=torch.long)
+        for row, waveform in enumerate(waveforms):
+            samples[row, : len(waveform)] = torch.from_numpy(waveform)
+            mask[row, : len(waveform)] = 1
+        with torch.inference_mode():
+            hidden = model(samples.to(device), attention_mask=mask.to(device)).last_hidden_state.float().cpu().numpy()
+        for row, waveform in zip(hidden, waveforms, strict=True):
+            found.append(codebook.assign(row[: (len(waveform) - 400) // 320 + 1]))
+    return found
+
+
+def ours(source: Source, names: list[str], folder: Path, workers: int, number: "itertools.count[int]") -> Units:
+    """The stage's work, from wav files to units parts, and back from these."""
+    run_shards(
+        partial(units_of_shard, source),
+        names,
+        folder / "out",
+        scratch_dir=folder / "scratch",
+        fingerprint=f"{next(number):016x}",
+        num_workers=workers,
+        num_threads=1,
+        label="ours",
+        max_reject_fraction=0,
+        num_items=1,
+    )
+    parts = [read_units_part(folder / "out" / f"{name}.npz") for name in names]
+    return [restore(*part.utterance(i)).astype(np.int64) for part in parts for i in range(len(part))]
+
+
+def agreement(one: Units, two: Units) -> float:
+    """Share of frames with the same unit."""
+    return float((np.concatenate(one) == np.concatenate(two)).mean())
+
+
+def main() -> None:
+    """Print the comparison."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    options = arguments.parse_args()
+    device, cores = options.device, len(os.sched_getaffinity(0))
+    total = (30 if options.small else 300) if device == "cpu" else (600 if options.small else 7200)
+    number = options.pairs or (2 if options.small else 5)
+    waveforms = speech(total)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        workers = cores if device == "cpu" else 1
+        names = write_speech(folder, waveforms, max(1, len(waveforms) // (workers * 4)))
+        files = sorted((folder / "wavs").iterdir())
+        torch.manual_seed(0)
+        model = HubertModel(HubertConfig(num_hidden_layers=LAYER)).eval()
+        model.save_pretrained(folder / "encoder")
+        encoder = SpeechEncoder(folder / "encoder", LAYER)
+        features = np.concatenate([encoder.encode([w])[0].numpy() for w in waveforms[:20]])
+        chosen = np.random.default_rng(0).permutation(len(features))[:NUM_UNITS]
+        codebook = Codebook(features[chosen], encoder.identity)
+        codebook.save(folder / "codebook.safetensors")
+        source = Source(
+            manifest_dir=folder / "manifests",
+            root=folder,
+            encoder_dir=folder / "encoder",
+            codebook_path=folder / "codebook.safetensors",
+            layer=LAYER,
+            normalize=False,
+            max_batch_samples=240 * 16_000,
+            device=device,
+            precision=options.precision,
+        )
+        torch.set_num_threads(cores)
+        model.to(device)
+        counter = itertools.count()
+        results: dict[str, Units] = {}
+
+        def run(name: str, work: "partial[Units]") -> None:
+            torch.set_num_threads(cores)
+            results[name] = work()
+
+        mine = partial(run, "ours", partial(ours, source, names, folder, workers, counter))
+        loop = partial(run, "loop", partial(one_at_a_time, model, codebook, files, device))
+        batch = partial(run, "padded", partial(padded, model, codebook, files, device))
+        ratio, own, other = pairs(mine, loop, number)
+        padded_ratio, _, third = pairs(mine, batch, 1)
+        rate = matrix_rate(device, options.precision)
+    audio = sum(map(len, waveforms)) / 16_000
+    share = operations_a_second() * audio / own / rate
+    equal, padded_equal = (agreement(results[name], results["loop"]) for name in ("ours", "padded"))
+    print(f"{audio:.0f} s of speech, {len(waveforms)} utterances, {cores} cores, {workers} workers, {device}")
+    print(f"ours {audio / own:.1f} x real time, loop {audio / other:.1f}, padded batches {audio / third:.1f}")
+    print(f"units equal to the loop's: ours {equal:.6f}, padded batches {padded_equal:.6f}")
+    print(f"matrix rate {rate / 1e9:.0f} GFLOP/s; ours uses {share:.0%} of it for the encoder's arithmetic")
+    last_line(
+        "units",
+        "transformers HubertModel, one utterance at a time",
+        ratio,
+        round(equal, 6),
+        device,
+        f"{audio:.0f} s of espeak speech, HuBERT base, layer {LAYER}, {options.precision}, wav files to units",
+        times_real_time=round(audio / own, 1),
+        ratio_padded=round(padded_ratio, 3),
+        equal_padded=round(padded_equal, 4),
+        share_of_matrix_rate=round(share, 3),
+    )
+
+
+if __name__ == "__main__":
+    main()
