@@ -26,6 +26,9 @@ class Params(Section):
     pretrained_rate_scale: float = Field(
         1.0, gt=0, description="Rate of the pretrained layers over that of the units' embeddings and output."
     )
+    embedding_steps: int = Field(
+        0, ge=0, description="First steps that train only the units' embeddings and output, the rest frozen."
+    )
     warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up; then cosine to zero.")
     weight_decay: float = Field(0.02, ge=0, description="On matrices only.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the cross-entropy.")

@@ -27,12 +27,15 @@ class TrainingSettings:
     """The schedule: linear warm-up, cosine to zero; weight decay on matrices only.
 
     pretrained_rate_scale: learning rate of everything but the units' embeddings and output, over theirs.
+    embedding_steps: the first steps train only these, so that units find their place in what the pretrained
+    decoder already does before it changes.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     pretrained_rate_scale: float
+    embedding_steps: int
     warmup_steps: int
     weight_decay: float
     label_smoothing: float
@@ -64,7 +67,7 @@ def train_captioner(
         raise InputError(f"train: none of {num_too_long} captions has at most {settings.max_length} ids (max_length)")
     optimizer = _optimizer(model, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     batches = _endless(pairs, settings)
     state = _start(model, optimizer, schedule, batches, checkpoint)
     device = next(model.parameters()).device
@@ -72,12 +75,14 @@ def train_captioner(
     figures: dict[str, float] = {}
     steps = range(state.step + 1, settings.steps + 1)
     for step in tqdm(steps, desc="train", unit="step", total=settings.steps, initial=state.step, disable=None):
+        for name, parameter in trainable.items():
+            parameter.requires_grad_(_is_new(name) or step > settings.embedding_steps)
         _train_mode(model)
         images, ids = collate(train, pairs, next(batches), vocabulary.pad)
         loss = caption_loss(model, images.to(device), ids.to(device), settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
+        nn.utils.clip_grad_norm_(trainable.values(), settings.clip_norm)
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
@@ -132,8 +137,7 @@ def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Opti
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_new = "word_embeddings" in name or name.startswith("output.")
-            scale = 1.0 if is_new else settings.pretrained_rate_scale
+            scale = 1.0 if _is_new(name) else settings.pretrained_rate_scale
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
@@ -143,6 +147,11 @@ def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Opti
         ],
         betas=(0.9, 0.98),
     )
+
+
+def _is_new(name: str) -> bool:
+    """Whether a weight belongs to the units and not to what was pretrained."""
+    return name.startswith(("git.embeddings.word_embeddings.", "output."))
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:

@@ -115,6 +115,7 @@ def test_training_learns_what_each_image_says():
         batch_size=4,
         learning_rate=4e-3,
         pretrained_rate_scale=1.0,
+        embedding_steps=3,
         warmup_steps=10,
         weight_decay=0.0,
         label_smoothing=0.0,
@@ -135,7 +136,7 @@ def test_a_frozen_tower_stays(tmp_path):
     model.freeze_vision()
     before = {k: v.clone() for k, v in model.git.image_encoder.state_dict().items()}
     examples = Examples(images("tokens", 2), [[[1, 2, 3]], [[4, 5, 6]]])
-    settings = TrainingSettings(5, 2, 1e-2, 1.0, 1, 0.1, 0.0, 1.0, 16, 5, 2, 0)
+    settings = TrainingSettings(5, 2, 1e-2, 1.0, 0, 1, 0.1, 0.0, 1.0, 16, 5, 2, 0)
     train_captioner(model, vocabulary, examples, examples, settings, lambda step, figures: None)
     assert all(torch.equal(v, before[k]) for k, v in model.git.image_encoder.state_dict().items())
 
@@ -145,7 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     vocabulary = UnitVocabulary(20)
     rng = np.random.default_rng(0)
     examples = Examples(images("tokens", 6), [[rng.permutation(20)[:8].tolist()] for _ in range(6)])
-    settings = TrainingSettings(12, 2, 1e-2, 0.5, 3, 0.1, 0.0, 1.0, 16, 3, 2, 0)
+    settings = TrainingSettings(12, 2, 1e-2, 0.5, 8, 3, 0.1, 0.0, 1.0, 16, 3, 2, 0)
 
     class Stop(Exception):
         pass
@@ -169,7 +170,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
 def test_captions_that_never_fit_are_an_error():
     model, vocabulary = small("tokens"), UnitVocabulary(20)
     examples = Examples(images("tokens", 1), [[[1, 2, 3, 4, 5, 6]]])
-    settings = TrainingSettings(1, 1, 1e-2, 1.0, 1, 0.1, 0.0, 1.0, 4, 1, 1, 0)
+    settings = TrainingSettings(1, 1, 1e-2, 1.0, 0, 1, 0.1, 0.0, 1.0, 4, 1, 1, 0)
     with pytest.raises(InputError, match="max_length"):
         train_captioner(model, vocabulary, examples, examples, settings, lambda step, figures: None)
 
