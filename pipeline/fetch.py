@@ -2,6 +2,9 @@
 
 What arrives goes to `<name>.part` (and what identifies the server's version of it to `<name>.part.etag`), so a
 kill or a dropped connection costs nothing. Only a file whose sha256 is right gets its final name.
+
+Token shards, whose sizes and hashes an index knows, come through `pipeline.tokens.remote`. A file on somebody's
+server has neither, often no hash, and sometimes a login page in its place; that is what is dealt with here.
 """
 
 import http.client

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("preset", ["flickr8k", "places", "spokencoco", "table"])
+@pytest.mark.parametrize("preset", ["flickr8k", "paper", "places", "spokencoco", "table"])
 def test_params_are_the_preset_with_the_root(folder: Path, preset: str) -> None:
     root = folder / 'it\'s "here": #1'
     root.mkdir()
@@ -41,7 +41,7 @@ def test_params_are_the_preset_with_the_root(folder: Path, preset: str) -> None:
 
 
 def test_unknown_preset_lists_the_known(folder: Path) -> None:
-    with pytest.raises(InputError, match="no preset 'coco'; there are .*digits, flickr8k, places, spokencoco, table"):
+    with pytest.raises(InputError, match=".coco.; there are .*digits, flickr8k, paper, places, spokencoco, table"):
         use("coco", "--root=.")
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         use("table", "--root=nowhere")
