@@ -19,7 +19,10 @@ class Params(Section):
     input: Literal["tokens", "pixels"] = Field("tokens", description="What the captioner sees.")
     init: str = Field("bundled", description="`bundled`, `none`, or the folder of a captioner checkpoint.")
     init_decoder: bool = Field(True, description="Take the decoder's layers from `init` too, not only the vision side.")
-    freeze_vision: bool = Field(True, description="Train neither vision tower nor projection.")
+    freeze_vision: bool = Field(True, description="Keep the vision tower as it is; it then runs once an image.")
+    freeze_projection: bool = Field(
+        False, description="With freeze_vision, keep the projection behind it too: the reference's --vit_fix."
+    )
     steps: int = Field(1200, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Captions of a batch.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate (AdamW).")

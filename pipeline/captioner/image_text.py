@@ -1,8 +1,4 @@
-"""Image-text pairs for pretraining: scenes of the wider drawn world, and captions spelled in letters.
-
-Reads nothing. Letters and not words, because speech units are spelled out as well: a decoder that has learnt
-to carry a caption over many small symbols can take up units where one that spoke in words has to start again.
-"""
+"""Image-text pairs for pretraining: scenes of the wider drawn world, and their captions as word ids. Reads nothing."""
 
 import joblib
 import numpy as np
@@ -14,8 +10,6 @@ from pipeline.corpora.world.draw import render, render_wide
 from pipeline.corpora.world.scenes import captions, sample_scene, sample_wide, wide_captions
 
 PAD, BOS, EOS = 0, 1, 2
-LETTERS = " abcdefghijklmnopqrstuvwxyz"
-VOCAB_SIZE = 3 + len(LETTERS)
 _CHUNK = 250
 
 Images = npt.NDArray[np.uint8]
@@ -54,14 +48,20 @@ def demo_pairs(split: str, num_images: int, seed: int, image_size: int) -> tuple
     return np.stack(images), texts
 
 
-def encode_texts(texts: list[str]) -> torch.Tensor:
-    """int64 [B, T]: BOS, the letters' ids, EOS, then PAD. Texts hold lower-case letters and spaces."""
-    rows = [[BOS, *(3 + LETTERS.index(letter) for letter in text), EOS] for text in texts]
+def word_vocabulary(texts: list[list[str]]) -> list[str]:
+    """Sorted words; ids start after PAD, BOS and EOS."""
+    return sorted({word for several in texts for text in several for word in text.split()})
+
+
+def encode_texts(texts: list[str], words: list[str]) -> torch.Tensor:
+    """int64 [B, T]: BOS, the words' ids, EOS, then PAD."""
+    ids = {word: number + 3 for number, word in enumerate(words)}
+    rows = [[BOS, *(ids[word] for word in text.split()), EOS] for text in texts]
     width = max(map(len, rows))
     return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
 
 
-def decode_text(ids: list[int]) -> str:
+def decode_text(ids: list[int], words: list[str]) -> str:
     """What stands before the first EOS."""
     ids = ids[: ids.index(EOS)] if EOS in ids else ids
-    return "".join(LETTERS[i - 3] for i in ids if i >= 3)
+    return " ".join(words[i - 3] for i in ids if i >= 3)

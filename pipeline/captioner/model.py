@@ -214,10 +214,10 @@ class Captioner(GitForCausalLM):
         # A clone: tensors born in inference mode may not enter autograd.
         return torch.cat(parts).clone()
 
-    def freeze_vision(self) -> None:
-        """Train neither tower nor projection: what the reference calls `--vit_fix`."""
-        for part in (self.git.image_encoder, self.git.visual_projection):
-            part.requires_grad_(False)
+    def freeze_vision(self, projection: bool = True) -> None:
+        """Train neither tower nor, unless told otherwise, projection: what the reference calls `--vit_fix`."""
+        self.git.image_encoder.requires_grad_(False)
+        self.git.visual_projection.requires_grad_(not projection)
 
 
 def caption_loss(

@@ -62,7 +62,7 @@ def build_captioner(
     if start is not None:
         copy_matching(model, start, _WORDS_ONLY if params["init_decoder"] else (*_WORDS_ONLY, *_DECODER))
     if params["freeze_vision"]:
-        model.freeze_vision()
+        model.freeze_vision(params["freeze_projection"])
     return model, vocabulary
 
 

@@ -1,9 +1,9 @@
-"""The recipe of the bundled GIT: images of the wider drawn world with their captions, spelled in letters.
+"""The recipe of the bundled GIT: images of the wider drawn world with their captions in words.
 
 This is the paper's vision-language pretraining in miniature: the captioner starts from a model that has
 learnt to see from image-text pairs, and never meets text again. Combinations held out for `test_novel` are
 in no picture and no caption here. Two steps: the vision tower learns to see (`vision_pretraining`), is frozen, and
-the decoder learns to say in letters what it sees. Reads the bundled image tokenizer when the input is tokens (given
+the decoder learns to say what it sees. Reads the bundled image tokenizer when the input is tokens (given
 as a function, since the captioner knows no vision module); writes a `Captioner` folder.
 """
 
@@ -19,21 +19,20 @@ from tqdm import tqdm
 from pipeline.captioner.image_text import (
     BOS,
     EOS,
-    LETTERS,
     PAD,
-    VOCAB_SIZE,
     Images,
     decode_text,
     demo_pairs,
     encode_texts,
     wide_pairs,
+    word_vocabulary,
 )
 from pipeline.captioner.model import Captioner, CaptionerConfig, caption_loss, copy_matching, load_captioner
 from pipeline.captioner.vision_pretraining import learn_to_see
 from pipeline.corpora.world.scenes import parse_caption
 
 _POOL = 20  # batches whose captions are sorted by length together
-_MAX_LETTERS = 128
+_MAX_WORDS = 28
 
 
 def pretrain_git(
@@ -43,16 +42,17 @@ def pretrain_git(
     *,
     num_images: int,
     see_steps: int,
-    spell_steps: int,
+    say_steps: int,
     batch_size: int,
-    learning_rate: float,
+    see_rate: float,
+    say_rate: float,
     seed: int,
     num_workers: int,
     log: Callable[..., None],
     start_from: Captioner | None = None,
     codebook: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Train on wide image-text pairs, measure captions of the demo's splits in letters, save.
+    """Train on wide image-text pairs, measure captions of the demo's splits in words, save.
 
     config: vocabulary size -> configuration. tokenize: uint8 [N, S, S, 3] -> what the model takes in.
     start_from: a captioner whose fitting weights are copied (the other input's decoder). codebook: float32 [K, D]
@@ -60,9 +60,10 @@ def pretrain_git(
     and, for each demo split, captions `exact` and objects, and their order, `right`.
     """
     torch.manual_seed(seed)
-    model = Captioner(config(VOCAB_SIZE))
-    size = model.config.vision_config.image_size
+    size = config(3).vision_config.image_size
     pictures, texts = wide_pairs(num_images, seed, size, num_workers)
+    words = word_vocabulary(texts)
+    model = Captioner(config(len(words) + 3))
     if codebook is not None:
         model.git.image_encoder.vision_model.embeddings.codebook.copy_(codebook)
     if start_from is not None:
@@ -83,25 +84,26 @@ def pretrain_git(
             validation,
             steps=see_steps,
             batch_size=batch_size,
-            learning_rate=learning_rate,
+            learning_rate=see_rate,
             seed=seed,
             log=log,
         )
         model.save_pretrained(seeing)
-    figures["loss"] = _learn_to_spell(
+    figures["loss"] = _learn_to_say(
         model,
+        words,
         model.encode_images(images),
         texts,
         validation,
-        steps=spell_steps,
+        steps=say_steps,
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=say_rate,
         seed=seed,
         log=log,
     )
     for split in ("val", "test", "test_novel"):
-        figures[split] = spelled_right(model, *_demo_images(split, 400, seed + 1, size, tokenize))
-    model.config.unit_vocabulary = {"layout": "letters", "letters": LETTERS}
+        figures[split] = said_right(model, words, *_demo_images(split, 400, seed + 1, size, tokenize))
+    model.config.unit_vocabulary = {"layout": "words", "words": words}
     model.save_pretrained(out_dir)
     return figures
 
@@ -113,8 +115,9 @@ def _demo_images(
     return tokenize(pictures), texts
 
 
-def _learn_to_spell(
+def _learn_to_say(
     model: Captioner,
+    words: list[str],
     features: torch.Tensor,
     texts: list[list[str]],
     validation: tuple[torch.Tensor, list[list[str]]],
@@ -132,19 +135,19 @@ def _learn_to_spell(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
     batches = _batches(texts, batch_size, np.random.default_rng([seed, 12]))
     losses: list[float] = []
-    for step in tqdm(range(steps), desc="spell", unit="step", mininterval=10, disable=None):
+    for step in tqdm(range(steps), desc="say", unit="step", mininterval=10, disable=None):
         model.train()
         model.git.image_encoder.eval()
         chosen, said = next(batches)
-        loss = caption_loss(model, features[chosen], encode_texts(said))
+        loss = caption_loss(model, features[chosen], encode_texts(said, words))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-        if (step + 1) % 500 == 0:
-            log(event="spell", step=step + 1, loss=_recent(losses), **spelled_right(model, *validation))
+        if (step + 1) % 200 == 0:
+            log(event="say", step=step + 1, loss=_recent(losses), **said_right(model, words, *validation))
     model.git.image_encoder.requires_grad_(True)
     return _recent(losses)
 
@@ -167,20 +170,20 @@ def _batches(
 
 
 @torch.inference_mode()
-def spelled_right(model: Captioner, images: torch.Tensor, texts: list[list[str]]) -> dict[str, float]:
+def said_right(model: Captioner, words: list[str], images: torch.Tensor, texts: list[list[str]]) -> dict[str, float]:
     """Greedy captions: the share that are one of the right ones (`exact`), and that say the same of both objects
     (`objects`) and of their relation (`relation`), in either order."""
     model.eval()
     out = model.generate(
         input_ids=torch.full((len(images), 1), BOS),
         pixel_values=model.encode_images(images),
-        max_new_tokens=_MAX_LETTERS,
+        max_new_tokens=_MAX_WORDS,
         do_sample=False,
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    said = [decode_text(row) for row in out[:, 1:].tolist()]
+    said = [decode_text(row, words) for row in out[:, 1:].tolist()]
     parsed = [
         (parse_caption(text).canonical(), parse_caption(right[0]).canonical())
         for text, right in zip(said, texts, strict=True)

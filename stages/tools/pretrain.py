@@ -65,13 +65,14 @@ def git(
     out: Out = Path("data/pretrain/git"),
     num_images: Annotated[int, typer.Option(min=100, help="Wide scenes to draw.")] = 40_000,
     see_steps: Annotated[int, typer.Option(min=1, help="Steps of 64 pairs in which the vision tower learns.")] = 2500,
-    spell_steps: Annotated[int, typer.Option(min=1, help="Then steps in which the decoder learns.")] = 4000,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of both one-cycle schedules.")] = 1e-3,
+    say_steps: Annotated[int, typer.Option(min=1, help="Then steps in which the decoder learns.")] = 1500,
+    see_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate of the tower (one cycle).")] = 1e-3,
+    say_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate of the decoder (one cycle).")] = 2e-3,
     start_from: Annotated[Path | None, typer.Option(help="A captioner whose fitting weights are copied.")] = None,
     vqgan: Annotated[Path | None, typer.Option(help="Image tokenizer for tokens; else the bundled one.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """GIT on drawn scenes with captions in letters: where the captioner learns to see, and to say what it sees."""
+    """GIT on drawn scenes with captions in words: where the captioner learns to see, and to say what it sees."""
     import torch
 
     from pipeline.captioner.model import load_captioner
@@ -88,9 +89,10 @@ def git(
         tokenize,
         num_images=num_images,
         see_steps=see_steps,
-        spell_steps=spell_steps,
+        say_steps=say_steps,
         batch_size=64,
-        learning_rate=learning_rate,
+        see_rate=see_rate,
+        say_rate=say_rate,
         seed=seed,
         num_workers=settings.num_workers,
         log=_print,

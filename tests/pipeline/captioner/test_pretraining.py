@@ -1,9 +1,9 @@
-"""GIT's pretraining: labels out of captions, letters there and back, and a recipe that learns and resumes."""
+"""GIT's pretraining: labels out of captions, words there and back, and a recipe that learns and resumes."""
 
 import numpy as np
 import torch
 
-from pipeline.captioner.image_text import BOS, EOS, VOCAB_SIZE, decode_text, encode_texts, wide_pairs
+from pipeline.captioner.image_text import BOS, EOS, decode_text, encode_texts, wide_pairs, word_vocabulary
 from pipeline.captioner.model import make_config
 from pipeline.captioner.text_pretraining import pretrain_git
 from pipeline.captioner.vision_pretraining import NUM_QUERIES, scene_labels, word_labels
@@ -24,10 +24,12 @@ def test_word_labels_hold_the_first_caption():
     assert labels.tolist() == [[1, 1, 0], [0, 1, 1]]
 
 
-def test_letters_come_back():
-    ids = encode_texts(["a red star", "ab"])
-    assert ids[0, 0] == BOS and ids[0, -1] == EOS and int(ids.max()) < VOCAB_SIZE
-    assert [decode_text(row[1:].tolist()) for row in ids] == ["a red star", "ab"]
+def test_words_come_back():
+    texts = ["a red star", "a ring"]
+    words = word_vocabulary([texts])
+    ids = encode_texts(texts, words)
+    assert ids[0, 0] == BOS and ids[0, -1] == EOS and int(ids.max()) == len(words) + 2
+    assert [decode_text(row[1:].tolist(), words) for row in ids] == texts
 
 
 def test_pictures_and_captions_do_not_depend_on_workers():
@@ -58,9 +60,10 @@ def test_the_recipe_runs_resumes_and_learns(tmp_path):
             lambda pictures: torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255,
             num_images=60,
             see_steps=4,
-            spell_steps=30,
+            say_steps=30,
             batch_size=4,
-            learning_rate=1e-2,
+            see_rate=1e-2,
+            say_rate=1e-2,
             seed=0,
             num_workers=1,
             log=lambda **fields: events.append(fields),
@@ -69,7 +72,7 @@ def test_the_recipe_runs_resumes_and_learns(tmp_path):
 
     figures, events = run(tmp_path)
     assert set(figures) == {"loss", "val", "test", "test_novel"}
-    assert figures["loss"] < np.log(VOCAB_SIZE)
+    assert figures["loss"] < np.log(30)
     again, events = run(tmp_path)
     assert any(event["event"] == "resumed" for event in events)
     assert set(again) == set(figures)
