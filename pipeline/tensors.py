@@ -18,7 +18,8 @@ from pipeline.files import atomic_path
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays and string metadata, atomically; equal content gives equal bytes."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # Reshaped, because numpy makes a row of one of a scalar here.
+    arrays = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(with_sorted_header(save(arrays, dict(metadata) if metadata else None)))
 

@@ -40,6 +40,11 @@ _FAIRSEQ = (
     (r"^(encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
     (r"^(encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
 )
+# mHuBERT at 25 Hz: batch norm before the positional convolution in place of weight norm.
+_BATCH_NORM = (
+    (r"^encoder\.pos_conv\.0\.", "encoder.pos_conv_embed.batch_norm."),
+    (r"^encoder\.pos_conv\.1\.", _POSITIONS),
+)
 _TORCHAUDIO = (
     (r"^mask_generator\.mask_embedding$", "masked_spec_embed"),
     (r"^encoder\.feature_projection\.", "feature_projection."),
@@ -79,7 +84,7 @@ def import_hubert(source: Path, out: Path, name: str = "") -> ImportedHubert:
     normalize = facts.get("normalize")
     notes = (f"left out: {', '.join(left[:20])}",) if left else ()
     origin = provenance(layout, *files, notes=notes)
-    kept = {key: value.astype(np.float32) for key, value in kept.items()}
+    kept = {key: value.astype(np.float32) if value.dtype.kind == "f" else value for key, value in kept.items()}
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "model.safetensors", kept, {"format": "pt", **origin.metadata})
     settings = {**config.to_dict(), "architectures": ["HubertModel"], "im2speech_name": name or source.stem}
@@ -119,19 +124,25 @@ def _read(source: Path) -> tuple[str, Tensors, dict[str, Any], list[Path]]:
         raise InputError(f"{source}: not a HuBERT checkpoint (a mapping was expected)")
     if "model_weight" in checkpoint:
         facts = _facts(checkpoint.get("model_cfg"), checkpoint.get("task_cfg"))
-        return "s3prl", _renamed(tensors_in(checkpoint["model_weight"]), _FAIRSEQ), facts, [source]
+        return "s3prl", _from_fairseq(tensors_in(checkpoint["model_weight"])), facts, [source]
     if "model" in checkpoint:
         tensors = strip_prefix(tensors_in(checkpoint["model"]), "w2v_encoder.w2v_model.", "w2v_model.")
-        return "fairseq", _renamed(tensors, _FAIRSEQ), _fairseq_facts(checkpoint), [source]
+        return "fairseq", _from_fairseq(tensors), _fairseq_facts(checkpoint), [source]
     tensors = strip_prefix(tensors_in(checkpoint.get("state_dict", checkpoint)), "wav2vec2.", "model.wav2vec2.")
     if any(key.startswith("encoder.transformer.") for key in tensors):
         return "torchaudio", _renamed(tensors, _TORCHAUDIO), {}, [source]
     if any(key.startswith("post_extract_proj.") for key in tensors):
-        return "fairseq", _renamed(tensors, _FAIRSEQ), {}, [source]
+        return "fairseq", _from_fairseq(tensors), {}, [source]
     raise InputError(
         f"{source}: no HuBERT that is known here. Expected fairseq's `model`, s3prl's `model_weight` or "
         f"torchaudio's names; found {', '.join(sorted(map(str, checkpoint))[:5])}"
     )
+
+
+def _from_fairseq(tensors: Tensors) -> Tensors:
+    if "encoder.pos_conv.0.running_mean" in tensors:
+        return _renamed(tensors, (*_BATCH_NORM, *_FAIRSEQ))
+    return _renamed(tensors, _FAIRSEQ)
 
 
 def _renamed(tensors: Tensors, rules: tuple[tuple[str, str], ...]) -> Tensors:
@@ -203,12 +214,13 @@ def _config(tensors: Tensors, facts: Mapping[str, Any], source: Path) -> HubertC
         prefix = f"feature_extractor.conv_layers.{len(convs)}."
         convs.append({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
     num_layers = len({key.split(".")[2] for key in tensors if re.match(r"encoder\.layers\.\d+\.", key)})
-    positions = tensors.get(f"{_POSITIONS}parametrizations.weight.original1")
+    batch_normed = "encoder.pos_conv_embed.batch_norm.weight" in tensors
+    positions = tensors.get(f"{_POSITIONS}{'weight' if batch_normed else 'parametrizations.weight.original1'}")
     projection = tensors.get("feature_projection.projection.weight")
     if not convs or not num_layers or positions is None or projection is None:
         raise InputError(
-            f"{source}: not a HuBERT: it needs convolutions, a feature projection, a positional convolution "
-            f"with weight norm and transformer layers; found {', '.join(sorted(tensors)[:4])}"
+            f"{source}: not a HuBERT: it needs convolutions, a feature projection, a normalised positional "
+            f"convolution and transformer layers; found {', '.join(sorted(tensors)[:4])}"
         )
     hidden = projection.shape[0]
     heads = int(facts.get("encoder_attention_heads") or _HEADS.get(hidden, hidden // 64))
@@ -227,6 +239,7 @@ def _config(tensors: Tensors, facts: Mapping[str, Any], source: Path) -> HubertC
         num_feat_extract_layers=len(convs),
         num_conv_pos_embeddings=positions.shape[2],
         num_conv_pos_embedding_groups=hidden // positions.shape[1],
+        conv_pos_batch_norm=batch_normed,
     )
 
 

@@ -8,11 +8,13 @@ In, by name of the utterance (the file name of its recording without the ending)
 - `km`: one line an utterance without names (fairseq's simple_kmeans), named by its `.tsv` (`root`, then
   `path<tab>samples` a line).
 - `unit`: a folder of `.unit` files, arrays that torch.save wrote; read as data, see `pipeline.checkpoints`.
+- `npy`: features in place of units: fairseq's dump (`X.npy` float `[frames, D]`, `X.len` with the frames of each
+  utterance) with its `.tsv`; each frame takes its nearest centroid.
 
 Out: the first three. Units are frame by frame in all of them unless neighbouring repeats were removed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -26,7 +28,7 @@ from pipeline.manifest import Caption, Reject, Row, read_rows, shard_paths
 from pipeline.runner import ShardResult
 from pipeline.tokens.parts import UnitsPart, as_uint16, deduplicate, read_units_part, restore, write_units_part
 
-FORMATS = ("fairseq", "textless", "km", "unit")
+FORMATS = ("fairseq", "textless", "km", "unit", "npy")
 
 Frames = dict[str, NDArray[np.int64]]
 
@@ -62,6 +64,34 @@ def read_foreign_units(
     mark = "|" if format == "fairseq" else "\t"
     runs = dict(_named(durations, mark)) if durations is not None else {}
     return ForeignUnits(dict(_named(source, mark)), runs, source=source.name)
+
+
+def read_features(
+    source: Path, tsv: Path | None, assign: Callable[[NDArray[np.float32]], NDArray[np.int64]]
+) -> ForeignUnits:
+    """Units of fairseq's feature dump: `source` and the `.len` beside it, named by `tsv`; memory: one utterance.
+
+    assign: float32 [frames, D] -> nearest centroids [frames]. InputError when the three files do not agree.
+    """
+    lengths_path = source.with_suffix(".len")
+    if tsv is None or not lengths_path.is_file():
+        raise InputError(f"{source}: its {lengths_path.name} beside it and its .tsv (--tsv) are needed")
+    names, lengths = _tsv_names(tsv), [int(_ids(text, where)[0]) for where, text in _lines(lengths_path) if text]
+    try:
+        features = np.load(source, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{source}: not a readable array ({error})") from error
+    if len(names) != len(lengths) or features.ndim != 2 or sum(lengths) != len(features):
+        raise InputError(
+            f"{source}: {features.shape} features, {lengths_path.name} has {len(lengths)} utterances of {sum(lengths)} "
+            f"frames, {tsv.name} names {len(names)}; these files do not belong together"
+        )
+    ends = np.cumsum(lengths)
+    found = {
+        name: assign(np.asarray(features[end - length : end], dtype=np.float32))
+        for name, length, end in zip(names, lengths, ends, strict=True)
+    }
+    return ForeignUnits(found, source=source.name)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

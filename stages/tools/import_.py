@@ -146,10 +146,13 @@ def units(
     source: Annotated[Path, typer.Argument(help="The file, or the folder of .unit files.")],
     codebook: Annotated[Path, typer.Option(help="The codebook.safetensors that the units are numbers of.")],
     format: Annotated[
-        Literal["fairseq", "textless", "km", "unit"],
-        typer.Option(help="fairseq: name|units. textless: name<tab>units. km: lines, with --tsv. unit: .unit files."),
+        Literal["fairseq", "textless", "km", "unit", "npy"],
+        typer.Option(
+            help="fairseq: name|units. textless: name<tab>units. km: lines, with --tsv. "
+            "unit: .unit files. npy: a feature dump with its .len, and --tsv."
+        ),
     ] = "fairseq",
-    tsv: Annotated[Path | None, typer.Option(help="km: the .tsv that names the lines.")] = None,
+    tsv: Annotated[Path | None, typer.Option(help="km, npy: the .tsv that names the utterances.")] = None,
     durations: Annotated[Path | None, typer.Option(help="Durations in frames, in the same form.")] = None,
     manifests: Annotated[Path, typer.Option(help="Rows whose recordings these are.")] = Path("manifests"),
     out: Annotated[Path, typer.Option(help="Write here, as the stage units does.")] = Path("data/units"),
@@ -167,7 +170,10 @@ def units(
     from stages._settings import from_environment
 
     loaded = Codebook.load(codebook)
-    found = exchange.read_foreign_units(source, format, tsv=tsv, durations=durations)
+    if format == "npy":
+        found = exchange.read_features(source, tsv, loaded.assign)
+    else:
+        found = exchange.read_foreign_units(source, format, tsv=tsv, durations=durations)
     shards, _ = choose_shards(manifests)
     rows = [row for name in shards for row in read_rows(manifests / f"{name}.jsonl")]
     matched = exchange.match_names(rows, found)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from pipeline.tensors import write_safetensors
 
@@ -32,3 +33,8 @@ def test_the_stock_reader_reads_it_back(tmp_path: Path) -> None:
     with safe_open(tmp_path / "x.safetensors", framework="np") as stored:
         assert stored.metadata() == {"who": "flute", "a": "é"}
         np.testing.assert_array_equal(stored.get_tensor("array"), array)
+
+
+def test_a_scalar_stays_a_scalar(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x.safetensors", {"count": np.array(3)})
+    assert load_file(tmp_path / "x.safetensors")["count"].shape == ()

@@ -148,3 +148,19 @@ def test_malformed_files_are_named(folder: Path) -> None:
         (folder / "u.txt").write_text(text)
         with pytest.raises(InputError, match=message):
             run(import_, "units", "u.txt", f"--format={format}", "--codebook=codebook.safetensors")
+
+
+def test_a_feature_dump_takes_its_nearest_centroids(folder: Path) -> None:
+    """fairseq's `X.npy` and `X.len`: all frames in a row, the length of each utterance, names in the .tsv."""
+    centroids = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    Codebook(centroids).save(folder / "codebook.safetensors")
+    write(folder, "km")
+    frames = np.concatenate([centroids[ids] for ids in FRAMES.values()]) + np.float32(0.01)
+    np.save(folder / "u.npy", frames)
+    (folder / "u.len").write_text("".join(f"{len(ids)}\n" for ids in FRAMES.values()))
+    arguments = ["u.npy", "--format=npy", "--tsv=u.tsv", "--codebook=codebook.safetensors"]
+    run(import_, "units", *arguments)
+    assert imported(folder) == EXPECTED
+    (folder / "u.len").write_text("3\n3\n3\n")
+    with pytest.raises(InputError, match="these files do not belong together"):
+        run(import_, "units", *arguments)

@@ -14,7 +14,7 @@ from transformers import HubertConfig, HubertModel
 def hubert_model(kind: str = "base", layers: int = 2) -> HubertModel:
     """A HuBERT of a published structure, a few channels wide."""
     torch.manual_seed(0)
-    is_base = kind == "base"
+    is_base = kind != "large"
     config = HubertConfig(
         hidden_size=128,
         num_hidden_layers=layers,
@@ -26,6 +26,7 @@ def hubert_model(kind: str = "base", layers: int = 2) -> HubertModel:
         do_stable_layer_norm=not is_base,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
+        conv_pos_batch_norm=kind == "batch norm",
     )
     model = HubertModel(config).eval()
     with torch.no_grad():
@@ -55,10 +56,16 @@ def fairseq_names(model: HubertModel) -> dict[str, torch.Tensor]:
             names[f"{layer}.fc1.{part}"] = f"{layer}.feed_forward.intermediate_dense.{part}"
             names[f"{layer}.fc2.{part}"] = f"{layer}.feed_forward.output_dense.{part}"
             names[f"{layer}.final_layer_norm.{part}"] = f"{layer}.final_layer_norm.{part}"
-    positions = "encoder.pos_conv_embed.conv"
-    names["encoder.pos_conv.0.weight_g"] = f"{positions}.parametrizations.weight.original0"
-    names["encoder.pos_conv.0.weight_v"] = f"{positions}.parametrizations.weight.original1"
-    names["encoder.pos_conv.0.bias"] = f"{positions}.bias"
+    positions = "encoder.pos_conv_embed"
+    if config.conv_pos_batch_norm:  # mHuBERT at 25 Hz
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            names[f"encoder.pos_conv.0.{part}"] = f"{positions}.batch_norm.{part}"
+        names["encoder.pos_conv.1.weight"] = f"{positions}.conv.weight"
+        names["encoder.pos_conv.1.bias"] = f"{positions}.conv.bias"
+    else:
+        names["encoder.pos_conv.0.weight_g"] = f"{positions}.conv.parametrizations.weight.original0"
+        names["encoder.pos_conv.0.weight_v"] = f"{positions}.conv.parametrizations.weight.original1"
+        names["encoder.pos_conv.0.bias"] = f"{positions}.conv.bias"
     found = {theirs: state[ours] for theirs, ours in names.items() if ours in state}
     assert len(found) == len(state)
     return {**found, "label_embs_concat": torch.randn(9, 4), "final_proj.weight": torch.randn(4, 128)}

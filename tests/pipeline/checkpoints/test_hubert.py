@@ -41,6 +41,16 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, kind: st
     assert encoder.name == "hubert" and encoder.hop == 320 and encoder.num_frames(190800) == 596
 
 
+@pytest.mark.parametrize("layout", ["fairseq", "s3prl", "torchaudio"])
+def test_batch_norm_before_the_positional_convolution(tmp_path: Path, layout: str) -> None:
+    """As mHuBERT at 25 Hz has it, and not every name of it is a float."""
+    model = hubert_model("batch norm")
+    save_hubert(tmp_path / "m.pt", model, layout)
+    import_hubert(tmp_path / "m.pt", tmp_path / "out")
+    loaded = HubertModel.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+    torch.testing.assert_close(hidden(loaded, 2), hidden(model, 2), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_hugging_face_folder_with_or_without_its_head(tmp_path: Path, pickled: bool) -> None:
     model = hubert_model()

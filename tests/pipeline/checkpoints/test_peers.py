@@ -36,7 +36,7 @@ def shake(module: torch.nn.Module, scale: float = 0.03) -> None:
             parameter.add_(scale * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("kind", ["base", "large"])
+@pytest.mark.parametrize("kind", ["base", "large", "batch norm"])
 def test_hubert_of_fairseq(tmp_path: Path, kind: str) -> None:
     hubert = pytest.importorskip("fairseq.models.hubert.hubert")
     from fairseq.data.dictionary import Dictionary
@@ -48,12 +48,18 @@ def test_hubert_of_fairseq(tmp_path: Path, kind: str) -> None:
     cfg.encoder_attention_heads, cfg.label_rate = 2, 50.0
     if kind == "large":
         cfg.extractor_mode, cfg.layer_norm_first = hubert.EXTRACTOR_MODE_CHOICES("layer_norm"), True
+    if kind == "batch norm":  # mHuBERT at 25 Hz: an eighth convolution, batch norm before the positional one
+        cfg.conv_pos_batch_norm, cfg.label_rate = True, 25.0
+        cfg.conv_feature_layers = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 3"
     task = HubertPretrainingConfig(data="/none", normalize=kind == "large")
     dictionary = Dictionary()
     for unit in range(20):
         dictionary.add_symbol(str(unit))
     model = hubert.HubertModel(cfg, task, [dictionary])
     shake(model)
+    if kind == "batch norm":
+        model.encoder.pos_conv[0].running_mean.normal_()
+        model.encoder.pos_conv[0].running_var.uniform_(0.5, 2)
     model.eval()
     containers = {
         name: OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True, throw_on_missing=False)
