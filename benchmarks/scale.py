@@ -116,7 +116,7 @@ def _run(
 
 
 def run_step(word: str, folder: Path, num_rows: int, rows_per_shard: int) -> None:
-    """One step, in this process; prints its wall seconds and the peak bytes of this process and of a worker."""
+    """One step, in this process; prints its wall seconds and the peak bytes of this process."""
     workers = len(os.sched_getaffinity(0))
     started = time.perf_counter()
     if word == "manifests":
@@ -126,8 +126,7 @@ def run_step(word: str, folder: Path, num_rows: int, rows_per_shard: int) -> Non
     else:
         tokenise(folder, word, workers)
     seconds = time.perf_counter() - started
-    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps([seconds, *peaks]))
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
 def main() -> None:
@@ -149,12 +148,12 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.scale", "--step", word, "--folder", str(folder)]
             command += ["--rows", str(num_rows), "--rows-per-shard", str(options.rows_per_shard)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            wall, own, worker = json.loads(done.stdout.splitlines()[-1])
+            wall, own = json.loads(done.stdout.splitlines()[-1])
             files = [path for path in (folder / word).rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
             figures[word] = {"seconds": round(wall, 1), "peak_mib": round(own / 2**20)}
-            figures[word] |= {"worker_mib": round(worker / 2**20), "files": len(files), "bytes": size}
-            print(f"{word}: {wall:.1f} s, peak {own / 2**20:.0f} MiB (a worker {worker / 2**20:.0f}), ", end="")
+            figures[word] |= {"files": len(files), "bytes": size}
+            print(f"{word}: {wall:.1f} s, peak {own / 2**20:.0f} MiB, ", end="")
             print(f"{len(files)} files, {size / 1e6:.0f} MB, {num_rows / wall:.0f} rows/s", flush=True)
     last_line(
         "scale",
