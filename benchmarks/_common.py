@@ -61,14 +61,17 @@ def write_speech(folder: Path, waveforms: list[npt.NDArray[np.float32]], rows_pe
     return names
 
 
-def pairs(ours: Callable[[], Any], peer: Callable[[], Any], number: int) -> tuple[float, float, float]:
+def pairs(
+    ours: Callable[[], Any], peer: Callable[[], Any], number: int, warm: bool = True
+) -> tuple[float, float, float]:
     """(median of the peer's time over ours, our median, the peer's median) in seconds, one after the other each time.
 
-    Both run once before, unmeasured. Neighbouring timings are compared, so that slow changes of a shared machine
+    warm: both run once before, unmeasured. Neighbouring timings are compared, so that slow changes of a shared machine
     fall out of the ratio.
     """
-    ours()
-    peer()
+    if warm:
+        ours()
+        peer()
     times = [(seconds(ours), seconds(peer)) for _ in range(number)]
     own, other = (statistics.median(side) for side in zip(*times, strict=True))
     return statistics.median(b / a for a, b in times), own, other

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import sklearn.cluster  # noqa: F401  (its import is nobody's work)
 import torch
 
 from benchmarks._common import last_line, pairs, parser, speech
@@ -55,7 +56,7 @@ def main() -> None:
                 frames, [num_clusters], recipe, seed=0, device=options.device, num_threads=cores
             )[0]
 
-        ratio, own, other = pairs(lambda: fit("lloyd"), lambda: fit("fairseq"), options.pairs or 1)
+        ratio, own, other = pairs(lambda: fit("lloyd"), lambda: fit("fairseq"), options.pairs or 1, warm=False)
         inertia = {recipe: fit_report(codebook, frames)["inertia"] for recipe, codebook in found.items()}
     share = inertia["lloyd"] / inertia["fairseq"]
     print(f"{num_rows} rows x {dim}, K {num_clusters}: lloyd {own:.1f} s, fairseq's recipe {other:.1f} s")

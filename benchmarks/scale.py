@@ -5,12 +5,14 @@ parts of it that no model has looked at (random ids of realistic lengths), joins
 each step in a process of its own. Prints wall time, peak memory, files and bytes of each step.
 """
 
-import multiprocessing
+import argparse
+import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -113,12 +115,18 @@ def _run(
     )
 
 
-def measured(step: "partial[None]") -> tuple[float, int, int]:
-    """(wall seconds, peak bytes of this process, peak bytes of a worker); meant for a fresh process."""
+def run_step(word: str, folder: Path, num_rows: int, rows_per_shard: int) -> None:
+    """One step, in this process; prints its wall seconds and the peak bytes of this process."""
+    workers = len(os.sched_getaffinity(0))
     started = time.perf_counter()
-    step()
-    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return time.perf_counter() - started, peaks[0], peaks[1]
+    if word == "manifests":
+        manifest(folder, num_rows, rows_per_shard)
+    elif word == "shards":
+        shards(folder, workers)
+    else:
+        tokenise(folder, word, workers)
+    seconds = time.perf_counter() - started
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
 def main() -> None:
@@ -126,39 +134,41 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--rows", type=int, default=0, help="default: 20,000 small, else 1,000,000")
     arguments.add_argument("--rows-per-shard", type=int, default=1000)
-    arguments.add_argument("--folder", type=Path, default=None, help="a disk with room: 12 GB for a million rows")
+    arguments.add_argument("--folder", type=Path, default=None, help="a disk with room: 15 GB for a million rows")
+    arguments.add_argument("--step", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     num_rows, workers = options.rows or (20_000 if options.small else 1_000_000), len(os.sched_getaffinity(0))
+    if options.step:
+        run_step(options.step, options.folder, num_rows, options.rows_per_shard)
+        return
+    figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        steps = {
-            "manifests": partial(manifest, folder, num_rows, options.rows_per_shard),
-            "units": partial(tokenise, folder, "units", workers),
-            "images": partial(tokenise, folder, "images", workers),
-            "shards": partial(shards, folder, workers),
-        }
-        figures = {}
-        for word, step in steps.items():
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                wall, own, worker = pool.submit(measured, step).result()
+        for word in ("manifests", "units", "images", "shards"):
+            command = [sys.executable, "-m", "benchmarks.scale", "--step", word, "--folder", str(folder)]
+            command += ["--rows", str(num_rows), "--rows-per-shard", str(options.rows_per_shard)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            wall, own = json.loads(done.stdout.splitlines()[-1])
             files = [path for path in (folder / word).rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
-            figures[word] = {
-                "seconds": round(wall, 1),
-                "peak_mib": round(own / 2**20),
-                "files": len(files),
-                "bytes": size,
-            }
-            print(f"{word}: {wall:.1f} s, peak {own / 2**20:.0f} MiB (a worker {worker / 2**20:.0f}), ", end="")
-            print(f"{len(files)} files, {size / 1e6:.0f} MB, {num_rows / wall:.0f} rows/s")
-    seconds = sum(step["seconds"] for step in figures.values())
-    work = (
-        f"{num_rows} rows of {CAPTIONS} captions, shards of {options.rows_per_shard}, {workers} workers, null encoders"
+            figures[word] = {"seconds": round(wall, 1), "peak_mib": round(own / 2**20)}
+            figures[word] |= {"files": len(files), "bytes": size}
+            print(f"{word}: {wall:.1f} s, peak {own / 2**20:.0f} MiB, ", end="")
+            print(f"{len(files)} files, {size / 1e6:.0f} MB, {num_rows / wall:.0f} rows/s", flush=True)
+    last_line(
+        "scale",
+        "none: no other tool does this work",
+        1.0,
+        None,
+        "cpu",
+        f"{num_rows} rows of {CAPTIONS} captions, shards of {options.rows_per_shard}, {workers} workers, null encoders",
+        seconds=round(sum(step["seconds"] for step in figures.values()), 1),
+        peak_mib=max(step["peak_mib"] for step in figures.values()),
+        steps=figures,
     )
-    peak = max(step["peak_mib"] for step in figures.values())
-    last_line("scale", "none: no other tool does this work", 1.0, None, "cpu", work, seconds=round(seconds, 1),
-              peak_mib=peak, steps=figures)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.scale import main as imported  # by its own name, so that worker processes find its functions
+
+    imported()

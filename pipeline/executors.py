@@ -27,6 +27,11 @@ def map_unordered(
         yield from map(one, names)
         return
     with _backend(executor, num_workers, num_threads):
+        if executor.startswith("ray"):
+            size = 16 * num_workers
+            for start in range(0, len(names), size):
+                yield from _on_ray(one, names[start : start + size])
+            return
         jobs = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(one)(name) for name in names)
         try:
             yield from jobs
@@ -34,9 +39,22 @@ def map_unordered(
             jobs.close()
 
 
+def _on_ray(one: Callable[[str], R], names: list[str], attempts: int = 3) -> list[R]:
+    """A part of the names at a time: joblib's ray backend gives lists only, and fails when a worker dies."""
+    from ray.exceptions import RayActorError
+
+    for attempt in range(attempts):
+        try:
+            return joblib.Parallel()(joblib.delayed(one)(name) for name in names)
+        except RayActorError:
+            if attempt == attempts - 1:
+                raise
+    return []
+
+
 @contextlib.contextmanager
 def _backend(executor: str, num_workers: int, num_threads: int | None) -> Iterator[None]:
-    """The joblib backend that an executor string names."""
+    """The joblib backend that an executor string names; plain `ray` is the cluster that this machine belongs to."""
     word, _, _ = executor.partition("://")
     if word == "loky":
         with joblib.parallel_config("loky", n_jobs=num_workers, inner_max_num_threads=num_threads):
@@ -54,12 +72,12 @@ def _backend(executor: str, num_workers: int, num_threads: int | None) -> Iterat
             from ray.util.joblib import register_ray
         except ImportError as error:
             raise _missing(executor, "ray") from error
-        ray.init(address=executor, ignore_reinit_error=True)
+        ray.init(address=executor if "://" in executor else "auto", ignore_reinit_error=True)
         register_ray()
         with joblib.parallel_config("ray", n_jobs=num_workers):
             yield
     else:
-        raise InputError(f"executor {executor!r}: expected loky, dask://host:port or ray://host:port")
+        raise InputError(f"executor {executor!r}: expected loky, dask://host:port, ray://host:port or ray")
 
 
 def _missing(executor: str, package: str) -> InputError:

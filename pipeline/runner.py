@@ -233,7 +233,12 @@ def _claim_slot(scratch: Path) -> None:
 
 
 def _run_one(work: Work, scratch: Path, suffix: str, name: str) -> ShardResult:
-    """Make one shard: temporary file, result beside it, rename last."""
+    """Make one shard: temporary file, result beside it, rename last.
+
+    An executor that has lost a worker asks again for what that worker had already finished: that is only read.
+    """
+    if _is_finished(scratch / "out", scratch / "results", name, suffix):
+        return _read_result(scratch / "results" / f"{name}.json")
     _claim_slot(scratch)
     final = scratch / "out" / f"{name}{suffix}"
     temporary = scratch / "tmp" / f"{name.replace('/', '_')}.{socket.gethostname()}.{os.getpid()}{suffix}"
