@@ -7,6 +7,7 @@ widens to float32), modules become `Inert` objects whose tensors `module_tensors
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -163,7 +164,12 @@ def _read_zip(file: BinaryIO, source: str) -> Any:
             for key, storage in storages.items():
                 storage.data = _member(archive, f"{prefix}data/{key}", source)
                 storage.big_endian = is_big
-    except (zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except (
+        *(zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, OSError, EOFError),
+        *(ValueError, OverflowError, struct.error, zlib.error),
+    ) as error:
         raise InputError(f"{source}: a broken archive ({error}); is the download complete?") from error
     return finish(value, source)
 

@@ -14,6 +14,7 @@ import io
 import lzma
 import math
 import pickle
+import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -273,7 +274,7 @@ def run_unpickler(unpickler: RestrictedUnpickler, source: str) -> Any:
         raise error if source in str(error) else InputError(f"{source}: {error}") from error
     except (
         *(pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError),
-        *(OverflowError, RecursionError, MemoryError, zlib.error, lzma.LZMAError, OSError),
+        *(OverflowError, RecursionError, MemoryError, struct.error, zlib.error, lzma.LZMAError, OSError),
     ) as error:
         raise InputError(f"{source}: not a readable pickle ({type(error).__name__}: {error})") from error
 

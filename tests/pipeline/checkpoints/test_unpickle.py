@@ -184,3 +184,29 @@ def test_sizes_that_lie_are_refused(tmp_path: Path) -> None:
             archive.writestr(member, data)
     with pytest.raises(InputError, match="compressed or too large"):
         read_torch(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "joblib", "compressed"])
+def test_damaged_files_end_in_a_message(tmp_path: Path, kind: str) -> None:
+    """Cut at random and with random bytes: read, or refused with the file's name; never another exception."""
+    path = tmp_path / "x"
+    if kind in ("zip", "legacy"):
+        value = {"state_dict": {"a": torch.randn(3, 4), "b": torch.arange(5)}, "n": [1, "x", None]}
+        torch.save(value, path, _use_new_zipfile_serialization=kind == "zip")
+        read = read_torch
+    else:
+        estimator = MiniBatchKMeans(3, n_init=1).fit(np.random.default_rng(0).random((30, 4)))
+        joblib.dump(estimator, path, compress=3 if kind == "compressed" else 0)
+        read = read_joblib
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for number in range(150):
+        data = bytearray(whole[: rng.integers(1, len(whole))] if number % 3 == 0 else whole)
+        for _ in range(int(rng.integers(1, 6))):
+            data[rng.integers(len(data))] = rng.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            read(path)
+        except InputError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 50
