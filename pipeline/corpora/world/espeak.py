@@ -88,16 +88,16 @@ class _Engine:
     def __init__(self) -> None:
         import espeakng_loader
 
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.espeak = ctypes.CDLL(espeakng_loader.get_library_path())
         path = espeakng_loader.get_data_path().encode()
-        self.sample_rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, path, _PHONEME_EVENTS)
+        self.sample_rate = self.espeak.espeak_Initialize(_SYNCHRONOUS, 0, path, _PHONEME_EVENTS)
         if self.sample_rate <= 0:
             raise InputError("espeak-ng could not be initialised; reinstall the espeakng-loader wheel")
         self.samples: list[npt.NDArray[np.int16]] = []
         self.phonemes: list[tuple[int, str]] = []
         # ctypes keeps no reference of its own: without this one the callback would be freed.
         self.callback = _Callback(self._receive)
-        self.library.espeak_SetSynthCallback(self.callback)
+        self.espeak.espeak_SetSynthCallback(self.callback)
 
     def _receive(
         self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
@@ -114,22 +114,22 @@ class _Engine:
 
     def speak(self, text: str, voice: str, rate: int, pitch: int) -> None:
         self.samples, self.phonemes = [], []
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+        if self.espeak.espeak_SetVoiceByName(voice.encode()) != 0:
             raise InputError(f"espeak-ng has no voice {voice!r}; known to work: {', '.join(VOICES)}")
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, 50), (_VOLUME, 100)):
-            self.library.espeak_SetParameter(parameter, value, 0)
+            self.espeak.espeak_SetParameter(parameter, value, 0)
         encoded = text.encode()
-        status = self.library.espeak_Synth(
+        status = self.espeak.espeak_Synth(
             encoded, ctypes.c_size_t(len(encoded) + 1), 0, _BY_CHARACTER, 0, _UTF8, None, None
         )
         if status != 0:
             raise InputError(f"espeak-ng could not speak {text!r} (status {status})")
-        self.library.espeak_Synchronize()
+        self.espeak.espeak_Synchronize()
 
     def close(self) -> None:
         """Unload the library, and with it all of its state."""
-        self.library.espeak_Terminate()
-        _ctypes.dlclose(self.library._handle)
+        self.espeak.espeak_Terminate()
+        _ctypes.dlclose(self.espeak._handle)
 
 
 def synthesize(
