@@ -73,9 +73,7 @@ def size_of(path: Path) -> int:
 def main() -> None:
     """Print both peaks and their ratio."""
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument(
-        "--utterances", type=int, default=0, help="of the smaller run (300 small, else 1000)"
-    )
+    arguments.add_argument("--utterances", type=int, default=0, help="of the smaller run (300 small, else 1000)")
     options = arguments.parse_args()
     few = options.utterances or (300 if options.small else 1000)
     bound_caches()  # as the commands do; the new processes inherit it
