@@ -38,7 +38,6 @@ def write_manifests(folder: Path, name: str, num_utterances: int) -> None:
 
 def peak_of_stage(folder: Path, name: str) -> tuple[int, int]:
     """(peak resident bytes, most bytes in scratch that are no shards) of the stage; meant for a fresh process."""
-    bound_caches()
     scratch, most, ended = folder / f"scratch-{name}", [0], threading.Event()
 
     def watch() -> None:
@@ -48,16 +47,18 @@ def peak_of_stage(folder: Path, name: str) -> tuple[int, int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    units.run(
-        units.Params(max_reject_fraction=0),
-        StageContext("units", Settings(1, 1, "cpu", "loky", scratch, folder / "logs")),
-        manifests=folder / name,
-        root=folder,
-        codebook=folder / "codebook.safetensors",
-        out=folder / f"units-{name}",
-    )
-    ended.set()
-    watcher.join()
+    try:
+        units.run(
+            units.Params(max_reject_fraction=0),
+            StageContext("units", Settings(1, 1, "cpu", "loky", scratch, folder / "logs")),
+            manifests=folder / name,
+            root=folder,
+            codebook=folder / "codebook.safetensors",
+            out=folder / f"units-{name}",
+        )
+    finally:
+        ended.set()
+        watcher.join()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, most[0]
 
 
@@ -71,8 +72,11 @@ def size_of(path: Path) -> int:
 
 def main() -> None:
     """Print both peaks and their ratio."""
-    options = parser(__doc__.splitlines()[0]).parse_args()
-    few = 300 if options.small else 1000
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--utterances", type=int, default=0, help="of the smaller run (300 small, else 1000)")
+    options = arguments.parse_args()
+    few = options.utterances or (300 if options.small else 1000)
+    bound_caches()  # as the commands do; the new processes inherit it
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         waveforms = speech(100.0)
