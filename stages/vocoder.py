@@ -93,7 +93,8 @@ def _config(params: Params, facts: dict[str, Any]) -> Any:
 
     if params.kind == "hifigan":
         return small_config(facts["num_units"], params.channels, facts["hop"], facts["sample_rate"])
-    mel = MelConfig(facts["sample_rate"], hop=facts["hop"] // 2)
+    # A window of 32 ms: what a longer one smears before the first word makes "the" of "a".
+    mel = MelConfig(facts["sample_rate"], n_fft=512, hop=facts["hop"] // 2)
     return MelVocoderConfig(
         num_units=facts["num_units"],
         channels=params.channels,

@@ -180,7 +180,9 @@ def _crop(
     for row, example in enumerate(examples):
         ends = np.cumsum(example.durations)
         starts = ends - example.durations
-        start = int(rng.integers(0, max(0, int(ends[-1]) - num_frames) + 1))
+        # Beyond both ends and back: else the first and last words, which few crops hold, are learnt last.
+        last_start, half = max(0, int(ends[-1]) - num_frames), num_frames // 2
+        start = min(max(int(rng.integers(-half, last_start + half + 1)), 0), last_start)
         stop = min(start + num_frames, int(ends[-1]))
         first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
         kept = np.minimum(ends[first:last], stop) - np.maximum(starts[first:last], start)
