@@ -108,7 +108,10 @@ def test_too_many_rejects_publish_nothing_and_say_why(tmp_path):
 
 @pytest.mark.parametrize("workers, number", [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)])
 def test_signals_leave_no_partial_file_and_the_next_run_goes_on(tmp_path, workers, number):
+    # Python leaves SIGINT ignored where it was so at the start, as in a shell's background jobs.
     script = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from functools import partial
 from pathlib import Path
 from pipeline import runner
@@ -130,7 +133,8 @@ runner.run_shards(partial(number_file, Path({str(tmp_path / "log")!r}), None, 0.
     scratch = tmp_path / "scratch" / "test-a"
     assert not (scratch / "tmp").exists()
     finished = sorted((scratch / "out").rglob("*.txt"))
-    assert 5 <= len(finished) < 24
+    # What the last five lines of the log speak of may still be in the workers' hands.
+    assert 5 - workers <= len(finished) < 24
     assert all(path.read_text() == f"train/{path.stem}" for path in finished)
     subprocess.run(command, cwd=ROOT, env=env, check=True, stderr=subprocess.DEVNULL)
     assert len(list((tmp_path / "out").rglob("*.txt"))) == 24
