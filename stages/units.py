@@ -2,11 +2,15 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from stages._cli import In, Out, Section, StageContext
+
+if TYPE_CHECKING:
+    from pipeline.speech.hubert import SpeechEncoder
+    from pipeline.speech.kmeans import Codebook
 
 
 class Params(Section):
@@ -71,9 +75,7 @@ def run(
         chunking=params.chunking,
         limits=limits,
     )
-    facts = {**loaded.metadata, "codebook_fingerprint": loaded.fingerprint, "num_units": len(loaded.centroids)}
-    if encoder.variant:
-        facts["units_variant"] = encoder.variant
+    facts = _facts(loaded, encoder)
     decides = {
         "params": params.model_dump(),
         "limits": limits,
@@ -100,3 +102,11 @@ def run(
     )
     context.log(event="units", num_computed=report.num_computed, **report.counts)
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")
+
+
+def _facts(codebook: "Codebook", encoder: "SpeechEncoder") -> dict[str, Any]:
+    """What travels on with the units: where they come from, and how many there are."""
+    facts = {**codebook.metadata, "codebook_fingerprint": codebook.fingerprint, "num_units": len(codebook.centroids)}
+    if encoder.variant:
+        facts["units_variant"] = encoder.variant
+    return facts

@@ -56,8 +56,8 @@ def pretrain_git(
 
     config: vocabulary size -> configuration. tokenize: uint8 [N, S, S, 3] -> what the model takes in.
     start_from: a captioner whose fitting weights are copied (the other input's decoder). codebook: float32 [K, D]
-    for tokens. A tower that a killed run left in `out_dir`/seeing is taken up again. Returns figures: the tower's
-    and, for each demo split, captions `exact` and objects, and their order, `right`.
+    for tokens. A tower that a killed run left in `out_dir`/seeing is taken up again. Returns the decoder's last mean
+    `loss` and, for each demo split, what `said_right` measures.
     """
     torch.manual_seed(seed)
     size = config(3).vision_config.image_size
@@ -73,33 +73,17 @@ def pretrain_git(
     validation = _demo_images("val", 200, seed + 2, size, tokenize)
     figures: dict[str, Any] = {}
     seeing = out_dir / "seeing"
+    tower = model.git.image_encoder
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "log": log}
     if (seeing / "model.safetensors").exists():
-        copy_matching(model, load_captioner(seeing))
+        tower.load_state_dict(load_captioner(seeing).git.image_encoder.state_dict())
         log(event="resumed", folder=seeing.name)
     else:
-        learn_to_see(
-            model.git.image_encoder,
-            images,
-            texts,
-            validation,
-            steps=see_steps,
-            batch_size=batch_size,
-            learning_rate=see_rate,
-            seed=seed,
-            log=log,
-        )
+        learn_to_see(tower, images, texts, validation, steps=see_steps, learning_rate=see_rate, **common)
         model.save_pretrained(seeing)
+    features = model.encode_images(images)
     figures["loss"] = _learn_to_say(
-        model,
-        words,
-        model.encode_images(images),
-        texts,
-        validation,
-        steps=say_steps,
-        batch_size=batch_size,
-        learning_rate=say_rate,
-        seed=seed,
-        log=log,
+        model, words, features, texts, validation, steps=say_steps, learning_rate=say_rate, **common
     )
     for split in ("val", "test", "test_novel"):
         figures[split] = said_right(model, words, *_demo_images(split, 400, seed + 1, size, tokenize))

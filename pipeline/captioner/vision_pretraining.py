@@ -80,10 +80,10 @@ def learn_to_see(
     learning_rate: float,
     seed: int,
     log: Callable[..., None],
-) -> float:
+) -> None:
     """Train `tower`, which has `NUM_QUERIES` queries, in place on images (as it takes them) and their captions.
 
-    Returns the share of `held_out` images of which the heads name everything right.
+    The log tells the share of `held_out` images of which the heads name everything right.
     """
     scenes, words = scene_labels(texts), word_labels(texts)
     dim = tower.vision_model.config.hidden_size
@@ -92,7 +92,6 @@ def learn_to_see(
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
     rng = np.random.default_rng([seed, 13])
-    right = 0.0
     for step in tqdm(range(steps), desc="see", unit="step", mininterval=10, disable=None):
         tower.train()
         chosen = rng.integers(len(images), size=batch_size)
@@ -112,7 +111,6 @@ def learn_to_see(
         if (step + 1) % 250 == 0 or step + 1 == steps:
             right = _all_right(tower, heads, *held_out)
             log(event="see", step=step + 1, loss=round(float(scene_loss.detach()) / batch_size, 4), all_right=right)
-    return right
 
 
 @torch.inference_mode()
