@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
     "batch_size": 2,
     "crop_frames": 8,
     "channels": 32,
+    "discriminator_channels": 128,
     "griffin_lim_iterations": 2,
 }
 
@@ -108,6 +109,37 @@ def test_an_imported_vocoder_is_taken_when_it_fits(tmp_path: Path) -> None:
     write_json(paths["units"] / "units.json", facts)
     with pytest.raises(InputError, match=f"{FINGERPRINT}.*feedfeedfeedfeed"):
         run(imported, _context(tmp_path), **paths, out=tmp_path / "other")
+
+
+def test_all_speakers_can_be_learnt_and_gone_on_from(tmp_path: Path) -> None:
+    paths = _corpus(tmp_path)
+    params = {**TINY, "kind": "hifigan", "speakers": "all", "speaker": "bob", "steps": 1}
+    run(Params(**params), _context(tmp_path), **paths, out=tmp_path / "all")
+    vocoder = load_vocoder(tmp_path / "all")
+    assert vocoder.speakers == ("bob", "ann") and vocoder.info.speaker == "bob"
+    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert metrics["num_train_utterances"] == 6 and metrics["num_utterances"] == 2
+    start = {"start": str(tmp_path / "all")}
+    with pytest.raises(InputError, match="its voices are bob, ann, training asks for one"):
+        run(Params(**{**params, **start, "speakers": "one"}), _context(tmp_path), **paths, out=tmp_path / "none")
+    run(Params(**params, **start), _context(tmp_path), **paths, out=tmp_path / "further")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("all", "further")]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"speakers": "all"}, "speakers: all needs kind: hifigan"),
+        ({"start": "somewhere"}, "start: somewhere needs kind: hifigan"),
+        ({"kind": "hifigan", "discriminators": False, "precision": "bf16"}, "precision: bf16 needs kind: hifigan with"),
+        ({"kind": "hifigan", "start": "nowhere"}, "nowhere/config.json: no such file"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(Params(**TINY, **given), _context(tmp_path), **_corpus(tmp_path), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
