@@ -280,11 +280,15 @@ class ViTVQGAN(nn.Module):
 
         The codebook loss is 0.25 ||sg(e) - z||^2 + ||e - sg(z)||^2 on unit vectors, averaged over elements.
         """
-        z = self.encode(images)
+        passed, loss, codes = self.quantize(self.encode(images))
+        return self.decode(passed), loss, codes
+
+    def quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Straight-through codes of unit vectors [batch, n, embed_dim], codebook loss as in `forward`, code numbers."""
         codes = self.quantizer.lookup(z.detach())
         e = F.normalize(self.quantizer.embedding(codes), dim=-1)
         loss = 0.25 * F.mse_loss(z, e.detach()) + F.mse_loss(e, z.detach())
-        return self.decode(z + (e - z).detach()), loss, codes
+        return z + (e - z).detach(), loss, codes
 
     def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; `metadata` replaces the config's own."""
