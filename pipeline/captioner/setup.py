@@ -11,13 +11,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.captioner.augmentation import AugmentationSettings, TokenAugmentation
+from pipeline.captioner.batches import Stream
 from pipeline.captioner.data import Examples
 from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
 from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
 from pipeline.tokens.carried import find_image_codebook
+from pipeline.tokens.loader import Example, TokenSource
 from pipeline.tokens.read import read_samples
+from pipeline.tokens.sample import Sample
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 _WORDS_ONLY = ("git.embeddings.word_embeddings.", "output.")
@@ -168,19 +171,30 @@ def read_examples(
             break
         if not sample.captions:
             continue
-        if model.config.input == "tokens":
-            if sample.image is None:
-                raise InputError(f"{shards_dir}/{split}: sample {sample.key} has no image tokens")
-            images.append(torch.from_numpy(sample.image.astype(np.int64))[None])
-        else:
-            if sample.jpg is None:
-                raise InputError(f"{shards_dir}/{split}: no pixels; set shards.include_pixels and repeat that stage")
-            images.append(pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size))
+        images.append(_image(sample, f"{shards_dir}/{split}", model))
         captions.append([caption.units.tolist() for caption in sample.captions])
     if not images:
         raise InputError(f"{shards_dir}/{split}: no sample with an image and a spoken caption")
     stacked = torch.stack(images)
     return Examples(model.encode_images(stacked) if cache else stacked, captions)
+
+
+def open_stream(shards_dir: Path, split: str, model: Captioner, seed: int) -> Stream:
+    """The same samples as `read_examples`, read as they are needed; a frozen tower then runs at every step."""
+    is_pixels = model.config.input == "pixels"
+    source = TokenSource(shards_dir, split, seed=seed, pixels=is_pixels)
+    return Stream(source, lambda example: _image(example, f"{shards_dir}/{split}", model))
+
+
+def _image(sample: Sample | Example, where: str, model: Captioner) -> torch.Tensor:
+    """One sample's tokens int64 [1, H, W] or pixels float32 [3, S, S]."""
+    if model.config.input == "tokens":
+        if sample.image is None:
+            raise InputError(f"{where}: sample {sample.key} has no image tokens")
+        return torch.from_numpy(sample.image.astype(np.int64))[None]
+    if sample.jpg is None:
+        raise InputError(f"{where}: no pixels; set shards.include_pixels and repeat that stage")
+    return pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size)
 
 
 def pixels_from_jpeg(jpeg: bytes, size: int) -> torch.Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch.nn import functional
 
 from pipeline.captioner.augmentation import AugmentationSettings, TokenAugmentation, nearest_codes, resize_weights
+from pipeline.captioner.batches import MemoryFeed, Sharing
+from pipeline.captioner.data import Examples
+from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
 
 OFF = AugmentationSettings()
@@ -126,3 +129,25 @@ def test_one_augmentation_leaves_the_draws_of_another_alone():
 def test_only_tokens_can_be_augmented(images):
     with pytest.raises(InputError, match="tokens .* were expected"):
         TokenAugmentation(EVERYTHING, CODES, (8, 8), 0)(images, 1, range(len(images)))
+
+
+@pytest.mark.parametrize("sharing", [Sharing(0, 1, 3), Sharing(1, 2, 1), Sharing(1, 2, 2)])
+def test_shares_of_a_batch_are_changed_as_the_whole_batch_is(sharing):
+    """Several processes, or several turns of one, see what one process sees in one turn."""
+    rng = np.random.default_rng(0)
+    examples = Examples(TOKENS[:24], [[rng.permutation(20)[:8].tolist()] for _ in range(24)])
+    sizes = {"batch_size": 12, "batch_tokens": 0, "max_length": 16, "seed": 0}
+    augment = TokenAugmentation(EVERYTHING, CODES, (8, 8), 0)
+
+    def changed(sharing: Sharing) -> dict[int, torch.Tensor]:
+        parts = next(MemoryFeed(examples, UnitVocabulary(20), sharing=sharing, **sizes)).parts
+        return {
+            number: image
+            for part in parts
+            for number, image in zip(part.numbers, augment(part.images, 5, part.numbers), strict=True)
+        }
+
+    whole, share = changed(Sharing()), changed(sharing)
+    assert len(whole) == 12 and len(share) == 12 // sharing.count
+    for number, image in share.items():
+        torch.testing.assert_close(image, whole[number], atol=1e-6, rtol=0)

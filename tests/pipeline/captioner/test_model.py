@@ -162,7 +162,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     assert (tmp_path / "c").exists()
     halves = small("tokens")
     train_captioner(halves, vocabulary, examples, examples, settings, lambda step, figures: None, tmp_path / "c")
-    assert not (tmp_path / "c").exists()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halves.state_dict()[name]), name
 
