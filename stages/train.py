@@ -42,6 +42,36 @@ class Params(Section):
     max_length: int = Field(256, ge=4, description="Ids of a caption at most, BOS and EOS included.")
     evaluate_every: int = Field(300, ge=1, description="Steps between evaluations.")
     num_validation_images: int = Field(60, ge=1, description="Images spoken freely at each evaluation.")
+    stem: Literal["convolutions", "seit"] = Field(
+        "convolutions",
+        description="First layer over tokens, with init none: two convolutions, or SeiT's one (kernel 4, stride 2).",
+    )
+    crop_tokens: int = Field(
+        0, ge=0, description="Take this many tokens a side, with init none: the grid's centre (SeiT: 28 of 32); 0: all."
+    )
+    augment_synonyms: float = Field(
+        0.0, ge=0, le=1, description="Training tokens, share replaced by one of the codes nearest to them; 0: none."
+    )
+    augment_num_synonyms: int = Field(5, ge=1, description="How many codes are near enough for that.")
+    augment_swap: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Training tokens, largest side of two blocks that change places, over the grid's.",
+    )
+    augment_crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Training tokens, least share of the grid's area that a resized crop keeps; 1: off.",
+    )
+    augment_random_place: bool = Field(
+        False, description="Training tokens, with crop_tokens: that part of the grid from anywhere, not its centre."
+    )
+    augment_noise: float = Field(
+        0.0, ge=0, description="Training tokens, deviation of noise on their vectors, over the codebook's deviation."
+    )
+    augment_share: float = Field(1.0, ge=0, le=1, description="Share of images that each of these changes.")
     seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.")
 
 
@@ -65,7 +95,7 @@ def run(
     import torch
     from dvclive import Live
 
-    from pipeline.captioner.setup import build_captioner, read_examples
+    from pipeline.captioner.setup import build_augmentation, build_captioner, read_examples
     from pipeline.captioner.training import TrainingSettings, train_captioner
     from pipeline.errors import InputError
     from pipeline.files import fingerprint, write_json
@@ -85,7 +115,10 @@ def run(
     tokenizer = None if str(vqgan) == "none" else vqgan
     model, vocabulary = build_captioner(params.model_dump(), shards, index, tokenizer)
     model.to(resolve_device(context.settings.device))
-    train = read_examples(shards, "train", model, context.limit, cache=params.freeze_vision)
+    augment = build_augmentation(params.model_dump(), model, index)
+    # What changes at every step has to go through the tower at every step.
+    cache = params.freeze_vision and augment is None
+    train = read_examples(shards, "train", model, context.limit, cache=cache)
     validation = read_examples(
         shards, validation_split, model, params.num_validation_images, cache=params.freeze_vision
     )
@@ -103,7 +136,14 @@ def run(
         run_name = fingerprint([params.model_dump(), index["fingerprint"], context.limit, len(train)])
         checkpoint = context.settings.scratch_dir / f"train-{run_name}.safetensors"
         figures = train_captioner(
-            model, vocabulary, train, validation, TrainingSettings(**fields), log, checkpoint=checkpoint
+            model,
+            vocabulary,
+            train,
+            validation,
+            TrainingSettings(**fields),
+            log,
+            checkpoint=checkpoint,
+            augment=augment,
         )
     model.save_pretrained(out / "model")
     vocabulary.save(out / "model" / "unit_vocabulary.json")

@@ -5,7 +5,8 @@ right. Here the caption is speech units. Everything is transformers' own `GitFor
 attention, generation) except the first layer of the vision tower, which `config.input` chooses:
 
 - `pixels`: float32 [B, 3, S, S] in [0, 1];
-- `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside;
+- `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside, or the
+  vectors themselves, float32 [B, D, H, W], after an augmentation; of a grid larger than `token_grid`, the centre;
 - either may be replaced by the tower's own output, float32 [B, 1, N, D], computed once when it is frozen.
 
 Two things differ from GIT where the configuration says so, because small models learn sooner with them:
@@ -84,6 +85,7 @@ class Stem(nn.Module):
         side = config.token_grid[0] if self.is_tokens else vision.image_size
         grid = vision.image_size // vision.patch_size
         if self.is_tokens:
+            self.token_grid = tuple(config.token_grid)
             self.register_buffer("codebook", torch.zeros(config.token_vocab, config.token_dim))
         layers: list[nn.Module] = []
         for width in config.stem_channels:
@@ -103,7 +105,14 @@ class Stem(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Pixels or tokens (see the module) -> float32 [B, 1 + grid * grid, D]."""
         if self.is_tokens:
-            images = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
+            vectors = pixel_values
+            if not pixel_values.is_floating_point():
+                vectors = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
+            free = [whole - kept for whole, kept in zip(vectors.shape[2:], self.token_grid, strict=True)]
+            if min(free) < 0:
+                raise InputError(f"captioner: {list(vectors.shape[2:])} tokens, but it takes {list(self.token_grid)}")
+            top, left = free[0] // 2, free[1] // 2
+            images = vectors[:, :, top : top + self.token_grid[0], left : left + self.token_grid[1]]
         else:
             images = clip_normalize(pixel_values)
         patches = self.layers(images).flatten(2).transpose(1, 2)

@@ -5,7 +5,7 @@ teacher-forced loss and unit error rate of free-running generations against the 
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,13 @@ def train_captioner(
     settings: TrainingSettings,
     log: Callable[[int, dict[str, float]], None],
     checkpoint: Path | None = None,
+    augment: Callable[[torch.Tensor, int, Sequence[int]], torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Train in place; the weights of the best validation loss stay in `model`. Returns the final figures.
 
     log: receives (step, figures) at each evaluation. checkpoint: a file written at each evaluation, from which
-    an interrupted run goes on to the same result; removed at the end. Raises InputError when no caption fits
-    `max_length`.
+    an interrupted run goes on to the same result; removed at the end. augment: changes the images [B, ...] of a step
+    (see `augmentation`). Raises InputError when no caption fits `max_length`.
     """
     torch.manual_seed(settings.seed)
     pairs, num_too_long = encode_captions(train, vocabulary, settings.max_length)
@@ -78,7 +79,10 @@ def train_captioner(
         for name, parameter in trainable.items():
             parameter.requires_grad_(_is_new(name) or step > settings.embedding_steps)
         _train_mode(model)
-        images, ids = collate(train, pairs, next(batches), vocabulary.pad)
+        chosen = next(batches)
+        images, ids = collate(train, pairs, chosen, vocabulary.pad)
+        if augment is not None:
+            images = augment(images, step, chosen)
         loss = caption_loss(model, images.to(device), ids.to(device), settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

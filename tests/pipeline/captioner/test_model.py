@@ -183,3 +183,12 @@ def test_unit_error_rate_takes_the_nearest_reference():
 def test_a_folder_without_a_captioner_is_named(tmp_path):
     with pytest.raises(InputError, match="no captioner there"):
         load_captioner(tmp_path)
+
+
+def test_tokens_vectors_and_the_centre_of_a_larger_grid_are_one_image():
+    model, batch = small("tokens"), images("tokens", 2)
+    larger = torch.nn.functional.pad(batch, (2, 2, 1, 1), value=9)
+    codebook = model.git.image_encoder.vision_model.embeddings.codebook
+    expected = model.encode_images(batch)
+    for same in (codebook[batch[:, 0]].permute(0, 3, 1, 2), larger):
+        assert torch.equal(model.encode_images(same), expected)
