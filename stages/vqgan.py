@@ -58,8 +58,11 @@ class Params(Section):
     adversarial_loss: Literal["hinge", "vanilla", "non_saturating"] = Field(
         "non_saturating", description="train, finetune: hinge and vanilla as in taming, non_saturating as in ViT-VQGAN."
     )
-    adaptive_weight: bool = Field(False, description="train, finetune: scale adversarial_weight by gradients.")
+    adaptive_weight: bool = Field(True, description="train, finetune: scale adversarial_weight by gradients.")
     discriminator_start: int = Field(0, ge=0, description="train, finetune: the first step with a discriminator.")
+    discriminator_rate_scale: float = Field(
+        1.0, gt=0, description="train, finetune: its learning rate over the tokenizer's."
+    )
     discriminator_layers: int = Field(3, ge=1, description="train, finetune: its convolutions of stride 2.")
     discriminator_channels: int = Field(64, ge=1, description="train, finetune: of its first convolution.")
     restart_every: int = Field(50, ge=0, description="train, finetune: steps between restarts of idle codes; 0: none.")
@@ -205,6 +208,7 @@ def _training_settings(params: Params) -> "VQGANTraining":
         layers=params.discriminator_layers,
         channels=params.discriminator_channels,
         adaptive=params.adaptive_weight,
+        rate_scale=params.discriminator_rate_scale,
     )
     return VQGANTraining(
         steps=params.steps,
