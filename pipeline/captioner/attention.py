@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.models.git.modeling_git import GitSelfAttention
 
 Kind = Literal["fused", "plain"]
@@ -58,7 +59,7 @@ def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, torch.finfo(like.dtype).min)
 
 
-def choose_attention(model: nn.Module, kind: Kind) -> None:
+def choose_attention(model: PreTrainedModel, kind: Kind) -> None:
     """Make every attention of a GIT model, the tower's included, `fused` or `plain` (transformers' own steps).
 
     The layers stay as they are, with their weights and hooks; only how they compute changes.
@@ -67,7 +68,7 @@ def choose_attention(model: nn.Module, kind: Kind) -> None:
         if isinstance(module, GitSelfAttention):
             module.__class__ = FusedSelfAttention
             module.fused = kind == "fused"
-    vision = model.config.vision_config  # type: ignore[union-attr]
+    vision: Any = model.config.vision_config
     is_long = (vision.image_size // vision.patch_size) ** 2 >= _LONG
     vision._attn_implementation = "sdpa" if kind == "fused" and is_long else "eager"
 
