@@ -29,6 +29,12 @@ class Params(Section):
     )
     ngram_order: int = Field(3, ge=2, le=3, description="Order of the language model made of captions.")
     dither: float = Field(0.01, ge=0, lt=1, description="Noise for pocketsphinx; standard deviation, full scale is 1.")
+    protocol: Literal["plain", "test", "validation"] = Field(
+        "plain", description="How captions are scored; test, validation: the paper's (docs/evaluation.md)."
+    )
+    references: str = Field(
+        "", description="Karpathy's or COCO's file of captions to score against, in the root; none: the manifest's."
+    )
     attributes: Literal["auto", "demo", "digits", "none"] = Field(
         "auto", description="What is counted by meaning; auto: as the references are."
     )
@@ -72,16 +78,19 @@ def run(
     if context.dry_run:
         print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
         return
-    java = JavaScorers() if params.java_metrics else None  # early: it gets ready while we listen
+    wanted = params.java_metrics and params.protocol != "validation"
+    java = JavaScorers() if wanted else None  # early: it gets ready while we listen
     parts, notes = _load_parts(context, vqgan, vocoder, model, units, images)
     spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
+    if params.references:
+        _use_references(params, rows, spoken, root, notes)
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
     recognisers = _recognisers(params, context, manifests, splits, notes)
     for name, recogniser in recognisers.items():
         ladder.listen([utterances for rungs in spoken.values() for utterances in rungs.values()], name, recogniser)
         context.log(event="heard", recogniser=name)
-    notes += [f"{name.upper()} was not computed: {why}." for name, why in (java.missing if java else {}).items()]
-    settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed)
+    protocol = _protocol(params, java, spoken, list(recognisers), notes)
+    settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed, protocol)
     metrics = {name: _score(rungs, list(recognisers), settings, java) for name, rungs in spoken.items()}
     outputs.write_outputs(
         out,
@@ -154,6 +163,42 @@ def _rungs(
     if "captioner" in parts and any(row.image for row in rows):
         rungs["prediction"] = ladder.predicted(rows, parts["captioner"], parts["speaker"], images / split, root)
     return rungs
+
+
+def _use_references(
+    params: Params,
+    rows: "dict[str, list[Row]]",
+    spoken: "dict[str, dict[str, list[Utterance]]]",
+    root: Path,
+    notes: list[str],
+) -> None:
+    from pipeline.evaluation.references import references_of
+
+    inside = root / params.references
+    path = inside if inside.exists() else Path(params.references)
+    for split, rungs in spoken.items():
+        captions = references_of(rows[split], path)
+        for utterance in (utterance for utterances in rungs.values() for utterance in utterances):
+            utterance.published = captions[utterance.row.key]
+    notes.append(f"References: the captions of {path.name}.")
+
+
+def _protocol(
+    params: Params, java: Any, spoken: "dict[str, dict[str, list[Utterance]]]", names: list[str], notes: list[str]
+) -> Any:
+    """The protocol, with all texts tokenised, and notes on it and on what it leaves out."""
+    from pipeline.evaluation.protocols import make_protocol
+
+    protocol = make_protocol(params.protocol)
+    notes.insert(0, protocol.describe())
+    if params.protocol == "validation":
+        notes.append("BLEU alone: the paper's validation counts nothing else.")
+    else:
+        missing = java.missing if java else dict.fromkeys(("meteor", "spice"), "java_metrics is off")
+        notes += [f"{name.upper()} was not computed: {why}." for name, why in missing.items()]
+    utterances = [u for rungs in spoken.values() for found in rungs.values() for u in found]
+    protocol.prepare(text for u in utterances for text in (u.raw[names[0]], *u.raw_references))
+    return protocol
 
 
 def _recognisers(
