@@ -123,12 +123,18 @@ def recordings(rows: Sequence[Row], root: Path, max_captions: int) -> list[Utter
     ]
 
 
-def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_captions: int) -> list[Utterance]:
-    """The same captions from their units in the parts of `split_dir`; utterances that have none are left out."""
+def recorded_units(split_dir: Path) -> dict[str, npt.NDArray[np.uint16]]:
+    """{caption id: its deduplicated units} of all parts in `split_dir`."""
     units: dict[str, npt.NDArray[np.uint16]] = {}
     for path in sorted(split_dir.glob("*.npz")):
         part = read_units_part(path)
         units.update({id_: part.utterance(place)[0] for id_, place in part.index().items()})
+    return units
+
+
+def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_captions: int) -> list[Utterance]:
+    """The same captions from their units in the parts of `split_dir`; utterances that have none are left out."""
+    units = recorded_units(split_dir)
     found = [
         (row, caption)
         for row in rows

@@ -1,6 +1,5 @@
 """Our sums against the packages that defined the metrics, and the intervals against what they promise."""
 
-
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
