@@ -2,8 +2,9 @@
 trained parts; writes metrics.json, predictions.jsonl, audio/, report/index.html and plots/."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from pydantic import Field
 
 from stages._cli import In, Out, Section, StageContext
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from pipeline.evaluation.ladder import Metrics, Utterance
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.manifest import Row
+
+NO_FILE = Path("none")
+Given = Annotated[
+    Path,
+    typer.Option(
+        help="Somebody else's predictions, scored alone: COCO results or other JSON, JSONL, CSV, or a folder of "
+        "recordings or transcripts named by image (docs/evaluation.md)."
+    ),
+]
 
 
 class Params(Section):
@@ -29,6 +39,15 @@ class Params(Section):
     )
     ngram_order: int = Field(3, ge=2, le=3, description="Order of the language model made of captions.")
     dither: float = Field(0.01, ge=0, lt=1, description="Noise for pocketsphinx; standard deviation, full scale is 1.")
+    protocol: Literal["plain", "test", "validation"] = Field(
+        "plain", description="How captions are scored; test, validation: the paper's (docs/evaluation.md)."
+    )
+    references: str = Field(
+        "", description="Karpathy's or COCO's file of captions to score against, in the root; none: the manifest's."
+    )
+    missing_predictions: Literal["refuse", "leave_out", "silence"] = Field(
+        "refuse", description="With --predictions: what becomes of images that have none."
+    )
     attributes: Literal["auto", "demo", "digits", "none"] = Field(
         "auto", description="What is counted by meaning; auto: as the references are."
     )
@@ -49,15 +68,18 @@ def run(
     vqgan: In = Path("data/vqgan"),
     vocoder: In = Path("data/vocoder"),
     model: In = Path("data/train/model"),
+    predictions: Given = NO_FILE,
     out: Out = Path("data/evaluate"),
 ) -> None:
     """Score recordings, resynthesised units, predictions and chance; write numbers, sound and a report.
 
-    A rung whose parts are not there (no vocoder, no captioner, no image tokens) is left out, and said.
+    A rung whose parts are not there (no vocoder, no captioner, no image tokens) is left out, and said. With
+    --predictions those are the only rung: transcripts or recordings of another system, and chance.
     """
     from pipeline.errors import InputError
-    from pipeline.evaluation import ladder, outputs
+    from pipeline.evaluation import ladder, outputs, speech_side
     from pipeline.evaluation.metrics import JavaScorers
+    from pipeline.files import read_json
     from pipeline.manifest import read_split, split_names
 
     known = split_names(manifests)
@@ -72,20 +94,31 @@ def run(
     if context.dry_run:
         print("evaluate: " + ", ".join(f"{len(found)} images of {name}" for name, found in rows.items()))
         return
-    java = JavaScorers() if params.java_metrics else None  # early: it gets ready while we listen
-    parts, notes = _load_parts(context, vqgan, vocoder, model, units, images)
-    spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
+    wanted = params.java_metrics and params.protocol != "validation"
+    java = JavaScorers() if wanted else None  # early: it gets ready while we listen
+    notes: list[str] = []
+    further: dict[str, list[Utterance]] = {}
+    if predictions != NO_FILE:
+        spoken, further = _given(params, manifests, rows, predictions, out, notes)
+    else:
+        parts = _load_parts(context, vqgan, vocoder, model, units, images, notes)
+        spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
+    if params.references:
+        _use_references(params, rows, spoken, root, notes)
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
-    recognisers = _recognisers(params, context, manifests, splits, notes)
-    for name, recogniser in recognisers.items():
-        ladder.listen([utterances for rungs in spoken.values() for utterances in rungs.values()], name, recogniser)
-        context.log(event="heard", recogniser=name)
-    notes += [f"{name.upper()} was not computed: {why}." for name, why in (java.missing if java else {}).items()]
-    settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed)
-    metrics = {name: _score(rungs, list(recognisers), settings, java) for name, rungs in spoken.items()}
+    heard_by = _listen(params, context, manifests, spoken, further, notes)
+    protocol = _protocol(params, java, spoken, heard_by, notes)
+    settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed, protocol)
+    metrics = {}
+    for name, rungs in spoken.items():
+        metrics[name] = _score(rungs, heard_by, settings, java)
+        size = read_json(units / "units.json").get("num_units", 0) if (units / "units.json").exists() else 0
+        facts = speech_side.SpeechFacts(ladder.recorded_units(units / name), size, further.get(name, []))
+        for rung, measured in speech_side.measure(rungs, heard_by[0], facts, settings).items():
+            metrics[name].setdefault(rung, {}).update(measured)
     outputs.write_outputs(
         out,
-        outputs.Results(spoken, metrics, list(recognisers), notes),
+        outputs.Results(spoken, metrics, heard_by, notes),
         root=root,
         num_report_items=params.num_report_items,
         seed=params.seed,
@@ -95,8 +128,8 @@ def run(
 
 
 def _load_parts(
-    context: StageContext, vqgan: Path, vocoder: Path, model: Path, units: Path, images: Path
-) -> tuple[dict[str, Any], list[str]]:
+    context: StageContext, vqgan: Path, vocoder: Path, model: Path, units: Path, images: Path, notes: list[str]
+) -> dict[str, Any]:
     """The captioner and the vocoder, as far as they are there, and a note on what is not."""
     import torch
 
@@ -109,7 +142,6 @@ def _load_parts(
     torch.set_num_threads(context.settings.num_threads)
     device = resolve_device(context.settings.device)
     parts: dict[str, Any] = {}
-    notes = []
     if (vocoder / "config.json").exists():
         facts = read_json(units / "units.json") if (units / "units.json").exists() else {}
         load_vocoder(vocoder, units_fingerprint=facts.get("codebook_fingerprint"))  # refuses what does not fit
@@ -122,7 +154,7 @@ def _load_parts(
         parts["captioner"] = captioner
     elif "speaker" in parts:
         notes.append(f"No prediction: there is no captioner in {model}.")
-    return parts, notes
+    return parts
 
 
 def _refuse_other_tokens(model: Path, captioner: "ImageToSpeech", units: Path, images: Path) -> None:
@@ -154,6 +186,89 @@ def _rungs(
     if "captioner" in parts and any(row.image for row in rows):
         rungs["prediction"] = ladder.predicted(rows, parts["captioner"], parts["speaker"], images / split, root)
     return rungs
+
+
+def _given(
+    params: Params, manifests: Path, rows: "dict[str, list[Row]]", predictions: Path, out: Path, notes: list[str]
+) -> "tuple[dict[str, dict[str, list[Utterance]]], dict[str, list[Utterance]]]":
+    """Another system's predictions as the only rung, and further samples of them, by split."""
+    from pipeline.evaluation.given import read_given, utterances
+    from pipeline.manifest import read_split, split_names, write_rejects
+
+    known = [row for name in split_names(manifests) for row in read_split(manifests, name)]
+    spoken, further, rejects = {}, {}, []
+    for split, wanted in rows.items():
+        given = read_given(predictions, wanted, known)
+        first, further[split] = utterances(given, wanted, params.missing_predictions, predictions)
+        spoken[split] = {"prediction": first}
+        rejects += given.rejects
+        said = sum(row.key in given.said for row in wanted)
+        notes.append(f"{split}: {predictions.name} speaks of {said} of {len(wanted)} images.")
+        if further[split]:
+            notes.append(f"{split}: {len(further[split])} further samples count for self-BLEU alone.")
+    write_rejects(out / "rejects.jsonl", dict.fromkeys(rejects))
+    if rejects:
+        notes.append(f"{len(dict.fromkeys(rejects))} records were left out: rejects.jsonl.")
+    return spoken, further
+
+
+def _use_references(
+    params: Params,
+    rows: "dict[str, list[Row]]",
+    spoken: "dict[str, dict[str, list[Utterance]]]",
+    root: Path,
+    notes: list[str],
+) -> None:
+    from pipeline.evaluation.references import references_of
+
+    inside = root / params.references
+    path = inside if inside.exists() else Path(params.references)
+    for split, rungs in spoken.items():
+        captions = references_of(rows[split], path)
+        for utterance in (utterance for utterances in rungs.values() for utterance in utterances):
+            utterance.published = captions[utterance.row.key]
+    notes.append(f"References: the captions of {path.name}.")
+
+
+def _protocol(
+    params: Params, java: Any, spoken: "dict[str, dict[str, list[Utterance]]]", names: list[str], notes: list[str]
+) -> Any:
+    """The protocol, with all texts tokenised, and notes on it and on what it leaves out."""
+    from pipeline.evaluation.protocols import make_protocol
+
+    protocol = make_protocol(params.protocol)
+    notes.insert(0, protocol.describe())
+    if params.protocol == "validation":
+        notes.append("BLEU alone: the paper's validation counts nothing else.")
+    else:
+        missing = java.missing if java else dict.fromkeys(("meteor", "spice"), "java_metrics is off")
+        notes += [f"{name.upper()} was not computed: {why}." for name, why in missing.items()]
+    utterances = [u for rungs in spoken.values() for found in rungs.values() for u in found]
+    protocol.prepare(text for u in utterances for text in (u.raw[names[0]], *u.raw_references))
+    return protocol
+
+
+def _listen(
+    params: Params,
+    context: StageContext,
+    manifests: Path,
+    spoken: "dict[str, dict[str, list[Utterance]]]",
+    further: "dict[str, list[Utterance]]",
+    notes: list[str],
+) -> list[str]:
+    """Every recogniser hears every utterance. Returns their names, the one that captions are scored by first."""
+    from pipeline.evaluation import ladder
+    from pipeline.evaluation.given import GIVEN
+
+    groups = [utterances for rungs in spoken.values() for utterances in rungs.values()] + list(further.values())
+    if any(GIVEN in utterance.transcripts for utterances in groups for utterance in utterances):
+        notes.append("The transcripts are as given; no recogniser of ours listened.")
+        return [GIVEN]
+    recognisers = _recognisers(params, context, manifests, list(spoken), notes)
+    for name, recogniser in recognisers.items():
+        ladder.listen(groups, name, recogniser)
+        context.log(event="heard", recogniser=name)
+    return list(recognisers)
 
 
 def _recognisers(

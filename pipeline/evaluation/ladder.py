@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from pipeline.errors import InputError
 from pipeline.evaluation.attributes import attribute_scores, detect_kind
-from pipeline.evaluation.metrics import JavaScorers, caption_scores, summarise, word_errors
+from pipeline.evaluation.metrics import JavaScorers, summarise, word_errors
+from pipeline.evaluation.protocols import Protocol
 from pipeline.evaluation.recogniser import SAMPLE_RATE, Recogniser
 from pipeline.evaluation.text import normalise
 from pipeline.files import sha256_file
@@ -43,7 +44,8 @@ Metrics = dict[str, float | list[float]]
 @dataclass
 class Utterance:
     """Something said about an image. `text` is what was meant to be said ("" for predictions); `waveform` is at
-    16 kHz; `transcripts` maps a recogniser's name to what it heard."""
+    16 kHz; `transcripts` maps a recogniser's name to what it heard, normalised, and `raw` to what it wrote.
+    `published`: reference texts as somebody wrote them, where they are not those of the row's captions."""
 
     row: Row
     id: str
@@ -51,11 +53,19 @@ class Utterance:
     waveform: Waveform
     units: npt.NDArray[np.uint16] | None = None
     transcripts: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, str] = field(default_factory=dict)
+    published: tuple[str, ...] | None = None
+
+    @property
+    def raw_references(self) -> list[str]:
+        """The reference texts as published, every one."""
+        texts = [caption.text for caption in self.row.captions] if self.published is None else self.published
+        return [text for text in texts if text.strip()]
 
     @property
     def references(self) -> list[str]:
-        """The texts of all captions of the image."""
-        return reference_texts(self.row)
+        """The different reference texts of the image, normalised, in order."""
+        return list(dict.fromkeys(text for raw in self.raw_references if (text := normalise(raw))))
 
 
 @dataclass(frozen=True)
@@ -95,16 +105,13 @@ def _vocoder(folder: Path, device: str, digest: str) -> "Vocoder":
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """attributes: auto, demo, digits or none. bootstrap_samples 0: no intervals. seed: resamples and shuffles."""
+    """attributes: auto, demo, digits or none. bootstrap_samples 0: no intervals. seed: resamples and shuffles.
+    protocol: how captions are scored."""
 
     attributes: str = "auto"
     bootstrap_samples: int = 1000
     seed: int = 0
-
-
-def reference_texts(row: Row) -> list[str]:
-    """The different texts of a row's captions, normalised, in order."""
-    return list(dict.fromkeys(text for caption in row.captions if (text := normalise(caption.text))))
+    protocol: Protocol = field(default_factory=Protocol)
 
 
 def recordings(rows: Sequence[Row], root: Path, max_captions: int) -> list[Utterance]:
@@ -116,12 +123,18 @@ def recordings(rows: Sequence[Row], root: Path, max_captions: int) -> list[Utter
     ]
 
 
-def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_captions: int) -> list[Utterance]:
-    """The same captions from their units in the parts of `split_dir`; utterances that have none are left out."""
+def recorded_units(split_dir: Path) -> dict[str, npt.NDArray[np.uint16]]:
+    """{caption id: its deduplicated units} of all parts in `split_dir`."""
     units: dict[str, npt.NDArray[np.uint16]] = {}
     for path in sorted(split_dir.glob("*.npz")):
         part = read_units_part(path)
         units.update({id_: part.utterance(place)[0] for id_, place in part.index().items()})
+    return units
+
+
+def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_captions: int) -> list[Utterance]:
+    """The same captions from their units in the parts of `split_dir`; utterances that have none are left out."""
+    units = recorded_units(split_dir)
     found = [
         (row, caption)
         for row in rows
@@ -168,7 +181,7 @@ def listen(rungs: Sequence[Sequence[Utterance]], name: str, recogniser: Recognis
     that worker processes start once."""
     utterances = [utterance for rung in rungs for utterance in rung]
     for utterance, text in zip(utterances, recogniser.transcribe([u.waveform for u in utterances]), strict=True):
-        utterance.transcripts[name] = normalise(text)
+        utterance.raw[name], utterance.transcripts[name] = text, normalise(text)
 
 
 def shuffled(number: int, seed: int) -> list[int]:
@@ -186,7 +199,7 @@ def score(
 ) -> Metrics:
     """Scores of one rung. The first of `names` is the recogniser that the captions are scored by; any other adds
     `wer_<name>` and `<attribute>_<name>`."""
-    return _score(utterances, [u.references for u in utterances], names, settings, java)
+    return _score(utterances, utterances, names, settings, java)
 
 
 def score_chance(
@@ -195,24 +208,25 @@ def score_chance(
     """Scores of the same utterances against the references of other images; empty with fewer than two."""
     if len(utterances) < 2:
         return {}
-    references = [utterances[other].references for other in shuffled(len(utterances), settings.seed)]
-    return _score(utterances, references, names, settings, java)
+    others = [utterances[other] for other in shuffled(len(utterances), settings.seed)]
+    return _score(utterances, others, names, settings, java)
 
 
 def _score(
     utterances: Sequence[Utterance],
-    references: Sequence[list[str]],
+    others: Sequence[Utterance],
     names: Sequence[str],
     settings: ScoreSettings,
     java: JavaScorers | None,
 ) -> Metrics:
-    kept = [(u, texts) for u, texts in zip(utterances, references, strict=True) if texts]
+    """Scores of utterances against the references of `others`, an utterance each."""
+    kept = [(u, other) for u, other in zip(utterances, others, strict=True) if other.references]
     if not kept:
         return {"num_items": len(utterances)}
-    texts = [group for _, group in kept]
+    texts = [other.references for _, other in kept]
     kind = detect_kind(texts) if settings.attributes == "auto" else settings.attributes
     # A recording is judged by its own words, a prediction by the reference that is nearest.
-    spoken = [[u.text] if u.text else group for u, group in kept]
+    spoken = [[u.text] if u.text else group for (u, _), group in zip(kept, texts, strict=True)]
     scores = {}
     for place, name in enumerate(names):
         heard = [u.transcripts[name] for u, _ in kept]
@@ -220,6 +234,6 @@ def _score(
         scores[f"wer{suffix}"] = word_errors(heard, spoken)
         scores.update({f"{key}{suffix}": value for key, value in attribute_scores(kind, heard, texts).items()})
         if not place:
-            scores.update(caption_scores(heard, texts))
-            scores.update(java.scores(heard, texts) if java else {})
+            raw = [u.raw.get(name, u.transcripts[name]) for u, _ in kept]
+            scores.update(settings.protocol.scores(raw, [other.raw_references for _, other in kept], java))
     return {**summarise(scores, settings.bootstrap_samples, settings.seed), "num_items": len(kept)}

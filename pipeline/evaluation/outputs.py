@@ -55,6 +55,8 @@ def write_outputs(out: Path, results: Results, *, root: Path, num_report_items: 
         for rung, utterances in rungs.items():
             if rung != "ground_truth":  # those lie in the corpus already
                 for utterance in utterances:
+                    if not len(utterance.waveform) and utterance.units is None:
+                        continue  # a transcript without sound
                     write_wav(out / "audio" / split / rung / f"{utterance.id}.wav", utterance.waveform, SAMPLE_RATE)
     records = [r for split, rungs in results.spoken.items() for r in _records(split, rungs, results.recognisers)]
     write_jsonl(out / "predictions.jsonl", records)
@@ -164,9 +166,12 @@ def _item(
                     utterance.transcripts[recognisers[0]],
                     utterance.transcripts["ctc"] if "ctc" in recognisers[1:] else None,
                     [utterance.text] if utterance.text else utterance.references,
-                    "" if rung == "ground_truth" else f"../audio/{split}/{rung}/{utterance.id}.wav",
+                    ""
+                    if rung == "ground_truth" or not len(utterance.waveform)
+                    else f"../audio/{split}/{rung}/{utterance.id}.wav",
                 )
             )
     references = next((list(utterances[0].references) for utterances in voices.values()), [])
-    picture = picture_bytes(root / row.image.path) if row.image else None
+    # Somebody else's transcripts can be scored where the pictures are not.
+    picture = picture_bytes(root / row.image.path) if row.image and (root / row.image.path).exists() else None
     return ReportItem(row.key, picture, references, shown, error)

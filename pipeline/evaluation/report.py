@@ -38,7 +38,10 @@ METRICS = {
     "wer": "Word errors", "wer_ctc": "Strict ear", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3",
     "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR", "spice": "SPICE",
     "colour": "Colour", "shape": "Shape", "size": "Size", "relation": "Relation", "digit": "Digits",
-    "all": "All attributes", "exact": "Exact",
+    "all": "All attributes", "exact": "Exact", "uer": "Unit errors", "duration_error": "Duration error",
+    "units_per_second": "Units a second (number)", "words_per_second": "Words a second (number)",
+    "unit_distinct1": "Different units", "unit_distinct2": "Different pairs of units",
+    "units_used": "Codebook used", "self_bleu4": "Self-BLEU-4 of samples",
 }  # fmt: skip
 ATTRIBUTES = ("colour", "shape", "size", "relation", "digit")
 LOWER_IS_BETTER = ("wer", "wer_ctc")

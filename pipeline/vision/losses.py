@@ -28,7 +28,7 @@ _EDGE = 0.1
 
 @dataclass(frozen=True)
 class Adversary:
-    """The discriminator. `start`: its first step; `layers`, `channels`: its size.
+    """The discriminator. `start`: its first step; `layers`, `channels`: its size; `rate_scale`: its rate over ours.
 
     adaptive: scale `weight` by how strongly the other losses pull at the decoder's last layer over how strongly this
     one does (Esser et al. 2021, equation 7), so that neither drowns the other.
@@ -39,7 +39,8 @@ class Adversary:
     start: int = 0
     layers: int = 3
     channels: int = 64
-    adaptive: bool = False
+    adaptive: bool = True
+    rate_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Criterion:
         if step < adversary.start:
             return {"discriminator": torch.zeros((), device=self.device)}
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * adversary.rate_scale
         with arithmetic(self.device, self.precision):
             real, fake = (self.discriminator(2 * x - 1) for x in (images, rebuilt.detach()))
         loss = discriminator_loss(real.float(), fake.float(), adversary.loss)

@@ -14,8 +14,9 @@ from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.corpora.world import scenes
 from pipeline.corpora.world.espeak import synthesize
 from pipeline.errors import InputError
+from pipeline.evaluation.protocols import make_protocol
 from pipeline.files import read_json, read_jsonl, sha256_file, write_json
-from pipeline.manifest import Caption, Image, Row, write_rows
+from pipeline.manifest import Caption, Image, Row, read_split, write_rows
 from pipeline.media import read_audio, write_wav
 from pipeline.speech.vocoder import Vocoder, VocoderInfo, build_network, save_vocoder
 from pipeline.tokens.parts import UnitsPart, deduplicate, write_units_part
@@ -90,6 +91,8 @@ def test_the_whole_ladder(corpus: dict[str, Path], tmp_path: Path) -> None:
     assert truth["num_items"] == 4 and truth["wer"] <= 3 and truth["colour"] == 100 and truth["bleu4"] > 90
     assert len(truth["bleu4_ci"]) == 2 and "wer_ctc" in truth and "shape_ctc" in truth
     assert metrics["prediction"]["exact"] == 0 and metrics["prediction"]["num_items"] == 4
+    assert metrics["prediction"]["uer"] > 0 and metrics["chance"]["uer"] > 0 and "uer" not in metrics["resynthesis"]
+    assert metrics["resynthesis"]["units_used"] == 100 and truth["words_per_second"] > 1
 
     records = read_jsonl(out / "predictions.jsonl")
     assert {record["key"] for record in records} == {f"test/{number}" for number in range(4)}
@@ -133,6 +136,63 @@ def test_a_dry_run_writes_nothing(corpus: dict[str, Path], tmp_path: Path, capsy
     run(Params(), _context(tmp_path, dry_run=True, limit=3), **corpus, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert "3 images of test" in capsys.readouterr().out
+
+
+def _rows(corpus: dict[str, Path]) -> list[Row]:
+    return read_split(corpus["manifests"], "test")
+
+
+def test_somebody_elses_transcripts_alone(
+    corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COCO's results against Karpathy's captions, by the paper's protocol, without any part of ours."""
+    rows = _rows(corpus)
+    results = [{"image_id": Path(str(row.image and row.image.path)).name, "caption": "Nothing."} for row in rows]
+    results[0]["caption"] = "A very long-eared dog!"
+    write_json(tmp_path / "results.json", [*results, {"image_id": "gone.jpg", "caption": "x"}])
+    captions = [["A very long-eared dog.", "a dog (brown)"] * 2 + ["Dog!"] * 2 for _ in rows]
+    images = [
+        {"filename": record["image_id"], "sentences": [{"raw": text} for text in texts]}
+        for record, texts in zip(results, captions, strict=True)
+    ]
+    write_json(tmp_path / "dataset.json", {"images": images})
+    none = tmp_path / "none"
+    run(
+        Params(**SMALL, protocol="test", references=str(tmp_path / "dataset.json")),
+        _context(tmp_path),
+        manifests=corpus["manifests"],
+        predictions=tmp_path / "results.json",
+        out=tmp_path / "out",
+        **dict.fromkeys(("root", "units", "images", "vqgan", "vocoder", "model"), none),
+    )
+    metrics = read_json(tmp_path / "out" / "metrics.json")["test"]
+    assert list(metrics) == ["chance", "prediction"]
+    theirs = make_protocol("test").scores([record["caption"] for record in results], captions)
+    for name in ("bleu1", "bleu4", "rouge_l", "cider"):
+        assert metrics["prediction"][name] == round(theirs[name].value(), 2), name
+    rejects = read_jsonl(tmp_path / "out" / "rejects.jsonl")
+    assert [reject["key"] for reject in rejects] == ["gone.jpg"]
+    said = capsys.readouterr().out
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    for note in ("speaks of 4 of 4 images", "Protocol `test`: ptb (", "METEOR was not computed", "dataset.json"):
+        assert note in said and note in page, note
+    assert not list((tmp_path / "out" / "audio").rglob("*.wav"))
+
+
+def test_somebody_elses_recordings_are_listened_to(corpus: dict[str, Path], tmp_path: Path) -> None:
+    """The recordings of the corpus, handed in as a system's output: nearly perfect, and missing ones are counted."""
+    rows = _rows(corpus)
+    for row in rows[:3]:
+        waveform = read_audio(corpus["root"] / row.captions[0].audio)
+        write_wav(tmp_path / "wavs" / f"{row.key}.wav", waveform, 16000)
+    paths = {**corpus, "predictions": tmp_path / "wavs"}
+    with pytest.raises(InputError, match="nothing for 1 of 4 images"):
+        run(Params(**SMALL), _context(tmp_path), **paths, out=tmp_path / "out")
+    run(Params(**SMALL, missing_predictions="leave_out"), _context(tmp_path), **paths, out=tmp_path / "out")
+    found = read_json(tmp_path / "out" / "metrics.json")["test"]["prediction"]
+    assert found["num_items"] == 3 and found["wer"] <= 3 and found["shape"] == 100
+    assert found["words_per_second"] > 1 and "uer" not in found
+    assert len(list((tmp_path / "out" / "audio").rglob("*.wav"))) == 3
 
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
