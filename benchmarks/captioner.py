@@ -10,7 +10,7 @@ ms-dot-k/Image-to-Speech does around transformers' GIT, written anew after readi
   kept, and the image goes through tower and decoder again for every id. `transformers` is `generate` of the installed
   version, which keeps the image's too. Both go on until the last caption of the batch ends.
 
-Left out for both sides: reading files, data workers, logs, validation. Ours runs the frozen tower once an image (counted
+Left out for both sides: reading files, workers, logs, validation. Ours runs the frozen tower once an image (counted
 here within one epoch; a real run has many), makes batches of similar length, computes no logits and no last layer for
 the image's rows, and in generation keeps all keys and values and lets rows go that have ended. On a GPU ours runs in
 bf16. Training is that of `--vit_fix`, with 5 captions an image.
