@@ -72,6 +72,7 @@ class Listener:
     def _score(self, waveforms: "Sequence[npt.NDArray[np.float32]]", rate: int) -> dict[str, float]:
         from pipeline.evaluation.metrics import bleu
         from pipeline.evaluation.recogniser import SAMPLE_RATE
+        from pipeline.evaluation.text import normalise
         from pipeline.media import resample
 
         if self._recogniser is None:
@@ -79,5 +80,6 @@ class Listener:
         loud = [resample(waveform, rate, SAMPLE_RATE) for waveform in waveforms if len(waveform)]
         understood = iter(self._recogniser.transcribe(loud))
         heard = [next(understood) if len(waveform) else "" for waveform in waveforms]
-        references = [[caption.text for caption in sample.captions] for sample in self._samples]
-        return {"validation_bleu4": bleu(heard, references[: len(heard)])["bleu4"].value()}
+        references = [[normalise(caption.text) for caption in sample.captions] for sample in self._samples]
+        pairs = [(normalise(text), right) for text, right in zip(heard, references, strict=False)]
+        return {"validation_bleu4": bleu(pairs)["bleu4"].value()}
