@@ -245,3 +245,17 @@ def test_frechet_distance_of_gaussians():
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
     with pytest.raises(InputError, match="at least two"):
         frechet_distance(first[:1], first)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_discriminator_says_what_tamings_says(layers: int):
+    peer = pytest.importorskip("taming.modules.discriminator.model")
+    torch.manual_seed(0)
+    theirs = peer.NLayerDiscriminator(input_nc=3, ndf=8, n_layers=layers)
+    ours = PatchDiscriminator(layers, 8)
+    ours.load_state_dict(theirs.state_dict())
+    images = 2 * _pictures(2, 64) - 1
+    torch.testing.assert_close(ours(images), theirs(images))  # batch statistics
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(images), theirs(images))  # running ones
