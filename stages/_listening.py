@@ -70,8 +70,9 @@ class Listener:
         return self._score(waveforms[: self._num_scored], rate)
 
     def _score(self, waveforms: "Sequence[npt.NDArray[np.float32]]", rate: int) -> dict[str, float]:
-        from pipeline.evaluation.metrics import bleu
+        from pipeline.evaluation.metrics import bleu, normal_pairs
         from pipeline.evaluation.recogniser import SAMPLE_RATE
+        from pipeline.evaluation.text import normalise
         from pipeline.media import resample
 
         if self._recogniser is None:
@@ -80,4 +81,9 @@ class Listener:
         understood = iter(self._recogniser.transcribe(loud))
         heard = [next(understood) if len(waveform) else "" for waveform in waveforms]
         references = [[caption.text for caption in sample.captions] for sample in self._samples]
-        return {"validation_bleu4": bleu(heard, references[: len(heard)])["bleu4"].value()}
+        # A picture none of whose captions has a text has nothing to be compared with.
+        written = [(said, texts) for said, texts in zip(heard, references, strict=False) if any(map(normalise, texts))]
+        if not written:
+            return {}
+        pairs = normal_pairs([said for said, _ in written], [texts for _, texts in written])
+        return {"validation_bleu4": bleu(pairs)["bleu4"].value()}
