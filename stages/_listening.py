@@ -70,7 +70,7 @@ class Listener:
         return self._score(waveforms[: self._num_scored], rate)
 
     def _score(self, waveforms: "Sequence[npt.NDArray[np.float32]]", rate: int) -> dict[str, float]:
-        from pipeline.evaluation.metrics import bleu
+        from pipeline.evaluation.metrics import bleu, normal_pairs
         from pipeline.evaluation.recogniser import SAMPLE_RATE
         from pipeline.evaluation.text import normalise
         from pipeline.media import resample
@@ -80,6 +80,10 @@ class Listener:
         loud = [resample(waveform, rate, SAMPLE_RATE) for waveform in waveforms if len(waveform)]
         understood = iter(self._recogniser.transcribe(loud))
         heard = [next(understood) if len(waveform) else "" for waveform in waveforms]
-        references = [[normalise(caption.text) for caption in sample.captions] for sample in self._samples]
-        pairs = [(normalise(text), right) for text, right in zip(heard, references, strict=False)]
+        references = [[caption.text for caption in sample.captions] for sample in self._samples]
+        # A picture none of whose captions has a text has nothing to be compared with.
+        written = [(said, texts) for said, texts in zip(heard, references, strict=False) if any(map(normalise, texts))]
+        if not written:
+            return {}
+        pairs = normal_pairs([said for said, _ in written], [texts for _, texts in written])
         return {"validation_bleu4": bleu(pairs)["bleu4"].value()}
