@@ -103,6 +103,11 @@ def test_metrics_and_plots_are_shown(project):
 def test_caption_speaks_a_wav_for_an_image(project, tmp_path):
     image = next((project / "data/demo/val2014").glob("*.jpg"))
     sh(sys.executable, "-m", "stages", "caption", image, "--out", tmp_path, cwd=project)
+    draw = ["--temperature", "2", "--num-samples", "4", "--num-best", "2", "--seed", "3"]
+    for folder in ("one", "two"):
+        sh(sys.executable, "-m", "stages", "caption", image, "--out", tmp_path / folder, *draw, cwd=project)
+    best = [sorted((tmp_path / folder).iterdir()) for folder in ("one", "two")]
+    assert len(best[0]) == 2 and [a.read_bytes() for a in best[0]] == [b.read_bytes() for b in best[1]]
     samples, rate = soundfile.read(tmp_path / f"{image.stem}.wav")
     assert rate == 16_000 and len(samples) > 1600 and np.abs(samples).max() > 0.01
 

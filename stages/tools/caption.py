@@ -28,6 +28,9 @@ def command(
     num_best: Annotated[
         int, typer.Option(min=1, help="Captions to keep of those searched or drawn: NAME.wav, NAME.2.wav and so on.")
     ] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Captions are compared by log-probability over length to this power; 0: as a whole.")
+    ] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No run of so many ids twice; 0: any.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing; the same seed says the same.")] = 0,
@@ -56,6 +59,7 @@ def command(
         top_p=top_p,
         top_k=top_k,
         num_samples=num_samples,
+        length_penalty=length_penalty,
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram_size,
         seed=seed,
