@@ -54,8 +54,7 @@ def run(
 
     loaded = kmeans.Codebook.load(codebook)
     encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
-    layer, normalize = int(loaded.metadata.get("layer", 0)), bool(loaded.metadata.get("normalize", False))
-    encoder = hubert.SpeechEncoder(encoder_dir, layer, normalize, precision=params.precision, chunking=params.chunking)
+    encoder = _encoder(params, loaded, encoder_dir)
     units.check_belongs(loaded, encoder, codebook)
     names, limits = choose_shards(manifests, context.limit)
     num_utterances = sum(count_items(manifests / f"{name}.jsonl", limits.get(name))[1] for name in names)
@@ -67,19 +66,22 @@ def run(
         root=root.absolute(),
         encoder_dir=encoder_dir.absolute(),
         codebook_path=codebook.absolute(),
-        layer=layer,
-        normalize=normalize,
+        layer=encoder.layer,
+        normalize=encoder.normalize,
         max_batch_samples=round(params.max_batch_seconds * encoder.sample_rate),
         device=resolve_device(context.settings.device),
         precision=params.precision,
         chunking=params.chunking,
         limits=limits,
     )
-    facts = _facts(loaded, encoder)
-    rows = [sha256_file(manifests / f"{name}.jsonl") for name in names]
-    decides = {"params": params.model_dump(), "limits": limits, "rows": rows}
-    decides |= {"codebook": loaded.fingerprint, "encoder": encoder.fingerprint}
-    decides |= {"code": code_fingerprint([hubert, kmeans, units])}
+    decides = {
+        "params": params.model_dump(),
+        "limits": limits,
+        "codebook": loaded.fingerprint,
+        "encoder": encoder.fingerprint,
+        "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
+        "code": code_fingerprint([hubert, kmeans, units]),
+    }
     torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(
         partial(units.units_of_shard, source),
@@ -94,10 +96,18 @@ def run(
         num_items=num_utterances,
         num_threads=1,
         rate=Rate("samples", 1 / encoder.sample_rate, "h of audio an hour"),
-        finish=lambda folder, _: write_json(folder / "units.json", facts),
+        finish=lambda folder, _: write_json(folder / "units.json", _facts(loaded, encoder)),
     )
     context.log(event="units", num_computed=report.num_computed, **report.counts)
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")
+
+
+def _encoder(params: Params, codebook: "Codebook", folder: Path) -> "SpeechEncoder":
+    """The encoder as the codebook says that it was fitted."""
+    from pipeline.speech.hubert import SpeechEncoder
+
+    layer, normalize = int(codebook.metadata.get("layer", 0)), bool(codebook.metadata.get("normalize", False))
+    return SpeechEncoder(folder, layer, normalize, precision=params.precision, chunking=params.chunking)
 
 
 def _facts(codebook: "Codebook", encoder: "SpeechEncoder") -> dict[str, Any]:

@@ -122,11 +122,6 @@ def pair_split(first: tuple[str, str], second: tuple[str, str]) -> str:
     return "val" if bucket < 5 else "test" if bucket < 15 else "train"
 
 
-def scene_split(scene: Scene) -> str:
-    """The only split in which `scene` may appear."""
-    return pair_split(scene.first.combination, scene.second.combination)
-
-
 def _pairs_of(split: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
     combinations = [(c, s) for c in COLOURS for s in SHAPES]
     # Two held-out combinations in one scene would make test_novel harder by a second novelty: left out.
