@@ -54,8 +54,7 @@ def run(
 
     loaded = kmeans.Codebook.load(codebook)
     encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
-    encoder = _encoder(params, loaded, encoder_dir)
-    units.check_belongs(loaded, encoder, codebook)
+    encoder = _encoder(params, loaded, encoder_dir, codebook)
     names, limits = choose_shards(manifests, context.limit)
     num_utterances = sum(count_items(manifests / f"{name}.jsonl", limits.get(name))[1] for name in names)
     if context.dry_run:
@@ -102,12 +101,15 @@ def run(
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")
 
 
-def _encoder(params: Params, codebook: "Codebook", folder: Path) -> "SpeechEncoder":
-    """The encoder as the codebook says that it was fitted."""
+def _encoder(params: Params, codebook: "Codebook", folder: Path, codebook_path: Path) -> "SpeechEncoder":
+    """The encoder as the codebook's was. InputError when it is another."""
     from pipeline.speech.hubert import SpeechEncoder
+    from pipeline.speech.units import check_belongs
 
     layer, normalize = int(codebook.metadata.get("layer", 0)), bool(codebook.metadata.get("normalize", False))
-    return SpeechEncoder(folder, layer, normalize, precision=params.precision, chunking=params.chunking)
+    encoder = SpeechEncoder(folder, layer, normalize, precision=params.precision, chunking=params.chunking)
+    check_belongs(codebook, encoder, codebook_path)
+    return encoder
 
 
 def _facts(codebook: "Codebook", encoder: "SpeechEncoder") -> dict[str, Any]:
