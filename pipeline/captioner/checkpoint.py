@@ -86,6 +86,6 @@ def random_states(device: torch.device) -> Tensors:
 def restore_random_states(states: Tensors, device: torch.device) -> None:
     """Put back what `random_states` took, as far as it is there."""
     if "random" in states:
-        torch.set_rng_state(states["random"])
+        torch.set_rng_state(states["random"].clone())  # torch misreads a row of a table
     if device.type == "cuda" and "cuda_random" in states:
-        torch.cuda.set_rng_state(states["cuda_random"], device)
+        torch.cuda.set_rng_state(states["cuda_random"].clone(), device)

@@ -32,6 +32,7 @@ SMALL = {
     "accumulation_steps": 2,
     "ema_decay": 0.99,
 }
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FLAGS = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -94,8 +95,7 @@ def test_told_to_stop_it_saves_says_so_and_goes_on_to_the_same_bytes(shards, who
 
 
 def test_two_processes_give_the_curve_of_one(shards, whole, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(shards, tmp_path, launcher=launcher)
+    process = start(shards, tmp_path, launcher=TWO)
     _, said = process.communicate()
     assert process.returncode == 0, said
     alone, together = (
@@ -107,6 +107,25 @@ def test_two_processes_give_the_curve_of_one(shards, whole, tmp_path):
         for name in ("loss", "validation_loss"):
             assert two[name] == pytest.approx(one[name], rel=1e-3), name
     assert set(contents(tmp_path / "out")) == set(contents(whole / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--streaming"]], ids=["memory", "stream"])
+def test_two_processes_told_to_stop_go_on_to_the_same_result(shards, tmp_path, flags):
+    flags = [*flags, "--dropout", "0.1", "--embedding-steps", "3"]
+    assert start(shards, tmp_path / "whole", *flags, launcher=TWO).wait() == 0
+    process = start(shards, tmp_path / "halves", *flags, launcher=TWO)
+    wait_for_evaluations(process, tmp_path / "halves", 1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode != 0 and "the same command goes on" in said
+    process = start(shards, tmp_path / "halves", *flags, launcher=TWO)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    first, second = (json.loads((tmp_path / name / "out" / "metrics.json").read_text()) for name in ("whole", "halves"))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-3), name
 
 
 def test_speed_is_in_the_log_and_not_in_what_is_published(whole):
