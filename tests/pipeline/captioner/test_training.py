@@ -64,9 +64,10 @@ def assert_same(first, second) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def distance(first, second) -> float:
+def distance(first, second, skip: str = "none") -> float:
     other = second.state_dict()
-    return max(float((value - other[name]).abs().max()) for name, value in first.state_dict().items())
+    kept = {name: value for name, value in first.state_dict().items() if not name.endswith(skip)}
+    return max(float((value - other[name]).abs().max()) for name, value in kept.items())
 
 
 def test_schedules_by_name():
@@ -84,7 +85,8 @@ def test_turns_change_nothing_but_rounding():
     """With a tower in training its batch norm would see a turn at a time."""
     whole, _, told = learn(SETTINGS, dropout=0.0, frozen=True)
     turns, _, told_in_turns = learn(replace(SETTINGS, accumulation_steps=3), dropout=0.0, frozen=True)
-    assert distance(whole, turns) < 2e-4
+    # A key's bias moves all scores of a row alike: its gradient is rounding alone, and Adam makes steps of it.
+    assert distance(whole, turns, skip="key.bias") < 2e-5
     for (_, figures), (_, other) in zip(told, told_in_turns, strict=True):
         assert figures["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
