@@ -73,7 +73,7 @@ class Work:
         self.peer = GitForCausalLM(GitConfig(**facts)).to(self.device)
         self.copy_weights()
         rng = np.random.default_rng(0)
-        number = options.images or (12 if options.small else 48)
+        number = options.images or (12 if options.small else 24 if self.device.type == "cpu" else 96)
         side = config.vision_config.image_size
         self.images = torch.from_numpy(rng.random((number, 3, side, side), dtype=np.float32))
         lengths = np.clip(rng.lognormal(np.log(110), 0.35, (number, 5)), 20, 250).astype(int)
@@ -301,9 +301,9 @@ def compare_generation(work: Work, options: argparse.Namespace) -> None:
 
         return work_through
 
-    number = options.pairs or (1 if options.small else 3)
-    ratio, own, other = pairs(ours, peer(generate_image_each_step), number, warm=False)
-    near_ratio, _, near = pairs(ours, peer(generate_transformers), max(3, number))
+    ours()
+    ratio, own, other = pairs(ours, peer(generate_image_each_step), options.pairs or 1, warm=False)
+    near_ratio, _, near = pairs(ours, peer(generate_transformers), options.pairs or 5)
     rates = {name: len(work.images) / took for name, took in (("ours", own), ("peer", other), ("transformers", near))}
     print(f"lengths of captions: {lengths}")
     print(f"{work.size}, captions a second: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
@@ -323,7 +323,9 @@ def options_of(description: str) -> argparse.Namespace:
     """The command line that the three benchmarks share."""
     arguments = parser(description)
     arguments.add_argument("--size", choices=list(SIZES), default=None)
-    arguments.add_argument("--images", type=int, default=0, help="default: 12 small, else 48; 5 captions each")
+    arguments.add_argument(
+        "--images", type=int, default=0, help="default: 12 small, 24 on a CPU, else 96; 5 captions each"
+    )
     arguments.add_argument("--batch-size", type=int, default=16, help="captions; the reference's is 16")
     arguments.add_argument("--threads", type=int, default=0, help="default: torch's own")
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -49,6 +49,7 @@ def test_save_and_load_keep_every_weight(input, stem, shape, tmp_path):
 def test_without_our_additions_it_is_transformers_git():
     """The same weights under the same names give the same logits as `GitForCausalLM`, but for [0, 1] pixels."""
     model = small("pixels", stem=(), norm_first=False)
+    model.set_attention("plain")
     theirs = GitForCausalLM(GitConfig(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})).eval()
     theirs.load_state_dict(model.state_dict())
     ids, batch = torch.tensor([[1, 5, 6, 7]]), images("pixels", 1)

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.captioner.averaging import WeightAverage
 from pipeline.captioner.batches import MemoryFeed, Sharing, Stream, StreamFeed
-from pipeline.captioner.checkpoint import load_checkpoint, random_states, restore_random_states
+from pipeline.captioner.checkpoint import load_checkpoint
 from pipeline.captioner.data import Examples, epoch_batches
 from pipeline.captioner.schedules import rate_factor
 from pipeline.captioner.training import TrainingSettings, Watch, train_captioner
@@ -64,9 +64,10 @@ def assert_same(first, second) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def distance(first, second) -> float:
+def distance(first, second, skip: str = "none") -> float:
     other = second.state_dict()
-    return max(float((value - other[name]).abs().max()) for name, value in first.state_dict().items())
+    kept = {name: value for name, value in first.state_dict().items() if not name.endswith(skip)}
+    return max(float((value - other[name]).abs().max()) for name, value in kept.items())
 
 
 def test_schedules_by_name():
@@ -84,7 +85,8 @@ def test_turns_change_nothing_but_rounding():
     """With a tower in training its batch norm would see a turn at a time."""
     whole, _, told = learn(SETTINGS, dropout=0.0, frozen=True)
     turns, _, told_in_turns = learn(replace(SETTINGS, accumulation_steps=3), dropout=0.0, frozen=True)
-    assert distance(whole, turns) < 1e-3
+    # A key's bias moves all scores of a row alike: its gradient is rounding alone, and Adam makes steps of it.
+    assert distance(whole, turns, skip="key.bias") < 2e-5
     for (_, figures), (_, other) in zip(told, told_in_turns, strict=True):
         assert figures["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
@@ -122,15 +124,6 @@ def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(tmp_path):
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:1000])
     with pytest.raises(InputError, match="remove it to start anew"):
         learn(SETTINGS, tmp_path / "c")
-
-
-def test_random_states_come_back_from_a_table_of_several_processes():
-    cpu = torch.device("cpu")
-    torch.manual_seed(3)
-    table = torch.stack([torch.zeros(5056, dtype=torch.uint8), random_states(cpu)["random"]])
-    drawn = torch.rand(4)
-    restore_random_states({"random": table[1]}, cpu)
-    assert torch.equal(torch.rand(4), drawn)
 
 
 def test_a_checkpoint_leaves_out_what_is_frozen(tmp_path):
