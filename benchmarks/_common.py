@@ -1,7 +1,9 @@
-"""What the benchmarks share: speech-like lengths, pairs of timings, the machine's matrix rate, the last line."""
+"""What the benchmarks share: lengths as of speech, a stage's work, pairs of timings, matrix rate, the last line."""
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +17,12 @@ from pipeline.corpora.world.espeak import synthesize
 from pipeline.files import sha256_file
 from pipeline.manifest import Caption, Row, write_rows
 from pipeline.media import write_wav
+from pipeline.runner import ShardResult, run_shards
+
+_RUNS = itertools.count()
+
+# As the commands have it (`stages._settings.bound_caches`); for our side and for the peers, which are in this process.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 VOICES = ("en-us", "en-us+m3", "en-us+klatt4", "en-us+f1")
 
@@ -59,6 +67,23 @@ def write_speech(folder: Path, waveforms: list[npt.NDArray[np.float32]], rows_pe
         names.append(f"train/{start // rows_per_shard:05d}")
         write_rows(folder / "manifests" / f"{names[-1]}.jsonl", rows[start : start + rows_per_shard])
     return names
+
+
+def run_stage(work: Callable[[str, Path], ShardResult], names: list[str], folder: Path, workers: int) -> list[Path]:
+    """Map a stage's work over shards as its stage does, anew each time; the parts, in the order of the names."""
+    run_shards(
+        work,
+        names,
+        folder / "out",
+        scratch_dir=folder / "scratch",
+        fingerprint=f"{next(_RUNS):016x}",
+        num_workers=workers,
+        num_threads=1,
+        label="ours",
+        max_reject_fraction=0,
+        num_items=1,
+    )
+    return [folder / "out" / f"{name}.npz" for name in names]
 
 
 def pairs(

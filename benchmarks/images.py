@@ -4,7 +4,6 @@ Both decode, resize and encode the same JPEG files with the same ViT-VQGAN (base
 weights; `small` with --small): 256 x 256 pixels, 32 x 32 tokens. The loop has all threads.
 """
 
-import itertools
 import os
 import tempfile
 from functools import partial
@@ -13,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks._common import last_line, pairs, parser
+from benchmarks._common import last_line, pairs, parser, run_stage
 from pipeline.corpora.world.draw import render
 from pipeline.corpora.world.scenes import sample_scene
 from pipeline.files import sha256_file
 from pipeline.manifest import Caption, Image, Row, write_rows
 from pipeline.media import read_image
-from pipeline.runner import run_shards
 from pipeline.tokens.parts import read_images_part
 from pipeline.vision.encode import ImageSources, encode_shard
 from pipeline.vision.transforms import image_to_tensor
@@ -55,21 +53,10 @@ def one_at_a_time(model: ViTVQGAN, files: list[Path], device: str) -> np.ndarray
     return np.concatenate(found)
 
 
-def ours(sources: ImageSources, names: list[str], folder: Path, workers: int, number: int) -> np.ndarray:
+def ours(sources: ImageSources, names: list[str], folder: Path, workers: int) -> np.ndarray:
     """The stage's work, from files to parts, and back from these."""
-    run_shards(
-        partial(encode_shard, sources),
-        names,
-        folder / "out",
-        scratch_dir=folder / "scratch",
-        fingerprint=f"{number:016x}",
-        num_workers=workers,
-        num_threads=1,
-        label="ours",
-        max_reject_fraction=0,
-        num_items=1,
-    )
-    return np.concatenate([read_images_part(folder / "out" / f"{name}.npz").tokens for name in names])
+    parts = run_stage(partial(encode_shard, sources), names, folder, workers)
+    return np.concatenate([read_images_part(path).tokens for path in parts])
 
 
 def main() -> None:
@@ -94,10 +81,9 @@ def main() -> None:
         model = load_vit_vqgan(folder / "model", device)
         files = sorted((folder / "pictures").iterdir())
         sources = ImageSources(folder, folder / "manifests", folder / "model", 32, device, options.precision)
-        counter = itertools.count()
 
         def mine() -> None:
-            results["ours"] = ours(sources, names, folder, workers, next(counter))
+            results["ours"] = ours(sources, names, folder, workers)
 
         def loop() -> None:
             torch.set_num_threads(cores)

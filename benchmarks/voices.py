@@ -32,7 +32,8 @@ from pipeline.speech.mel_vocoder import MelVocoderConfig
 from pipeline.speech.mfcc import mfcc
 from pipeline.speech.unit_quality import frame_phonemes, unit_quality
 from pipeline.speech.vocoder import Vocoder, VocoderInfo
-from pipeline.speech.vocoder_training import TrainingSettings, make_example, train_vocoder
+from pipeline.speech.vocoder_crops import make_example
+from pipeline.speech.vocoder_training import TrainingSettings, train_vocoder
 from pipeline.tokens.parts import deduplicate
 
 Waveform = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.captioner.generation import generate_units
+from pipeline.captioner.generation import Caption, GenerationSettings, generate_captions, generate_units
 from pipeline.captioner.model import Captioner, load_captioner
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
@@ -27,11 +27,13 @@ ImageLike = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Speech:
-    """`waveform` float32 [num_samples] at `sample_rate` Hz, and the deduplicated `units` uint16 [n] it says."""
+    """`waveform` float32 [num_samples] at `sample_rate` Hz, the deduplicated `units` uint16 [n] it says, and their
+    `score`: the captioner's log-probability over length."""
 
     waveform: npt.NDArray[np.float32]
     sample_rate: int
     units: npt.NDArray[np.uint16]
+    score: float = 0.0
 
 
 class ImageToSpeech:
@@ -89,29 +91,57 @@ class ImageToSpeech:
             return self.tokenizer.encode_codes(pixels.to(device))[:, None]
 
     def generate_units(
-        self, images: Sequence[ImageLike] | torch.Tensor, *, batch_size: int = 64, num_beams: int = 1
+        self,
+        images: Sequence[ImageLike] | torch.Tensor,
+        *,
+        batch_size: int = 64,
+        num_beams: int = 1,
+        settings: GenerationSettings | None = None,
     ) -> list[npt.NDArray[np.uint16]]:
-        """Deduplicated units uint16 [n] of each image; a tensor is taken as `prepare` would give it."""
+        """Deduplicated units uint16 [n] of each image; a tensor is taken as `prepare` would give it.
+
+        settings: how captions are chosen; without it greedily, or by `num_beams` beams.
+        """
+        settings = settings or GenerationSettings(num_beams=num_beams)
         inputs = images if isinstance(images, torch.Tensor) else self.prepare(images)
+        length = self.model.config.max_units
         return generate_units(
-            *(self.model, self.vocabulary, inputs),
-            batch_size=batch_size,
-            num_beams=num_beams,
-            max_length=self.model.config.max_units,
+            self.model, self.vocabulary, inputs, batch_size=batch_size, max_length=length, settings=settings
+        )
+
+    def generate_captions(
+        self, images: Sequence[ImageLike] | torch.Tensor, settings: GenerationSettings, *, batch_size: int = 64
+    ) -> list[list[Caption]]:
+        """All different captions that beams or samples found for each image, best first, with their scores."""
+        inputs = images if isinstance(images, torch.Tensor) else self.prepare(images)
+        length = self.model.config.max_units
+        return generate_captions(
+            self.model, self.vocabulary, inputs, settings, batch_size=batch_size, max_length=length
         )
 
     def __call__(self, image: ImageLike) -> Speech:
         """One image -> its spoken caption."""
         return self.caption([image])[0]
 
-    def caption(self, images: Sequence[ImageLike], *, num_beams: int = 1) -> list[Speech]:
+    def caption(
+        self, images: Sequence[ImageLike], *, num_beams: int = 1, settings: GenerationSettings | None = None
+    ) -> list[Speech]:
         """Several images -> their spoken captions, in order."""
+        settings = settings or GenerationSettings(num_beams=num_beams)
+        return [found[0] for found in self.caption_best(images, settings, num_best=1)]
+
+    def caption_best(
+        self, images: Sequence[ImageLike], settings: GenerationSettings, *, num_best: int
+    ) -> list[list[Speech]]:
+        """Several images -> up to `num_best` different spoken captions of each, best first, with their scores."""
         if self.vocoder is None:
             raise InputError("this ImageToSpeech has no vocoder; generate_units works without one")
-        units = self.generate_units(images, num_beams=num_beams)
-        waveforms = self.vocoder.synthesize(units)
+        found = [captions[:num_best] for captions in self.generate_captions(images, settings)]
+        waveforms = iter(self.vocoder.synthesize([caption.units for captions in found for caption in captions]))
         rate = self.vocoder.sample_rate
-        return [Speech(waveform, rate, said) for waveform, said in zip(waveforms, units, strict=True)]
+        return [
+            [Speech(next(waveforms), rate, caption.units, caption.score) for caption in captions] for captions in found
+        ]
 
 
 def _beside(model_dir: Path, given: str | Path | None, word: str) -> Path:

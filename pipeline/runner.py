@@ -9,6 +9,7 @@ place. What is written does not depend on the number of workers or on the order 
 """
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import importlib.metadata
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -261,7 +262,23 @@ def _run_one(work: Work, scratch: Path, suffix: str, name: str) -> ShardResult:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        _give_memory_back()
     return result
+
+
+def _give_memory_back() -> None:
+    """Hand freed memory to the system. glibc keeps what utterances of many lengths leave behind; loky would take a
+    worker that grew by 300 MB for a leaking one and start another, which loads the model again."""
+    if trim := getattr(_libc(), "malloc_trim", None):
+        trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)  # the symbols of this process; where libc is another, the name is not there
+    except (OSError, TypeError):  # Windows has no such thing
+        return None
 
 
 def _is_finished(folder: Path, results_dir: Path, name: str, suffix: str) -> bool:

@@ -62,7 +62,20 @@ class Params(Section):
     java_metrics: bool = Field(True, description="METEOR and SPICE, where a Java runtime (and their jars) are found.")
     bootstrap_samples: int = Field(1000, ge=0, description="Resamples for the 95 % intervals; 0: none.")
     num_report_items: int = Field(24, ge=1, description="Images of a split in the report.")
-    seed: int = Field(0, ge=0, description="Decides noise, shuffles, resamples and the items of the report.")
+    seed: int = Field(
+        0, ge=0, description="Decides noise, shuffles, resamples, drawn captions and the items of the report."
+    )
+    num_beams: int = Field(1, ge=1, description="Beams of the captioner's search; 1: greedy, as in the paper.")
+    length_penalty: float = Field(
+        1.0, description="Captions are compared by log-probability over length to this power; 0: as a whole."
+    )
+    temperature: float = Field(0.0, ge=0, description="Above 0 the captioner draws at random instead.")
+    top_p: float = Field(1.0, gt=0, le=1, description="It draws among the likeliest that hold this share.")
+    num_samples: int = Field(1, ge=1, description="Captions drawn for an image; the likeliest is scored.")
+
+
+CHOICE = ("num_beams", "length_penalty", "temperature", "top_p", "num_samples", "seed")
+"""Parameters that say how a caption is chosen."""
 
 
 def run(
@@ -186,13 +199,16 @@ def _refuse_other_tokens(model: Path, captioner: "ImageToSpeech", units: Path, i
 def _rungs(
     params: Params, rows: "list[Row]", split: str, root: Path, units: Path, images: Path, parts: dict[str, Any]
 ) -> "dict[str, list[Utterance]]":
+    from pipeline.captioner.generation import GenerationSettings
     from pipeline.evaluation import ladder
 
     rungs = {"ground_truth": ladder.recordings(rows, root, params.max_captions)}
     if "speaker" in parts:
         rungs["resynthesis"] = ladder.resynthesised(rows, units / split, parts["speaker"], params.max_captions)
     if "captioner" in parts and any(row.image for row in rows):
-        rungs["prediction"] = ladder.predicted(rows, parts["captioner"], parts["speaker"], images / split, root)
+        choice = GenerationSettings(**{name: getattr(params, name) for name in CHOICE})
+        captioner, speaker = parts["captioner"], parts["speaker"]
+        rungs["prediction"] = ladder.predicted(rows, captioner, speaker, images / split, root, choice)
     return rungs
 
 

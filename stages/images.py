@@ -54,14 +54,7 @@ def run(
     if context.dry_run:
         print(f"  {num_images} pictures in {len(names)} shards, tokenizer {model.fingerprint}")
         return
-    about = {
-        "grid": list(model.grid),
-        "image_size": list(model.config.image_sides),
-        "kind": tokenizer.kind_of(model),
-        "resize": model.config.resize,
-        "tokenizer_fingerprint": model.fingerprint,
-        "vocab": model.vocab_size,
-    }
+    about = tokenizer.facts_of(model)
     if params.precision != "fp32":
         about["precision"] = params.precision
     report = runner.run_shards(

@@ -76,14 +76,10 @@ def run(
         limits=limits,
     )
     facts = _facts(loaded, encoder)
-    decides = {
-        "params": params.model_dump(),
-        "limits": limits,
-        "codebook": loaded.fingerprint,
-        "encoder": encoder.fingerprint,
-        "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
-        "code": code_fingerprint([hubert, kmeans, units]),
-    }
+    rows = [sha256_file(manifests / f"{name}.jsonl") for name in names]
+    decides = {"params": params.model_dump(), "limits": limits, "rows": rows}
+    decides |= {"codebook": loaded.fingerprint, "encoder": encoder.fingerprint}
+    decides |= {"code": code_fingerprint([hubert, kmeans, units])}
     torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(
         partial(units.units_of_shard, source),

@@ -10,16 +10,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import webdataset
-import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
+from tests.tiny_project import commit, make_project, sh
+
 TINY = {
     "demo": {
         "num_train_images": 40,
@@ -38,32 +36,10 @@ TINY = {
 }
 
 
-def sh(*command, cwd, check=True):
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
-    if check and done.returncode:
-        pytest.fail(f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
-    return done
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The repository's files in a fresh git repository, with tiny parameters, after one `dvc repro`."""
-    folder = tmp_path_factory.mktemp("project") / "im2speech"
-    listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and name not in ("dvc.lock",):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    for section, values in TINY.items():
-        params[section].update(values)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    sh("git", "init", "-q", cwd=folder)
-    sh("git", "-c", "user.name=t", "-c", "user.email=t@t", "add", "-A", cwd=folder)
-    sh("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start", cwd=folder)
-    sh("git", "config", "user.name", "t", cwd=folder)
-    sh("git", "config", "user.email", "t@t", cwd=folder)
+    folder = make_project(tmp_path_factory.mktemp("project") / "im2speech", TINY)
     sh("dvc", "repro", cwd=folder)
     return folder
 
@@ -127,6 +103,11 @@ def test_metrics_and_plots_are_shown(project):
 def test_caption_speaks_a_wav_for_an_image(project, tmp_path):
     image = next((project / "data/demo/val2014").glob("*.jpg"))
     sh(sys.executable, "-m", "stages", "caption", image, "--out", tmp_path, cwd=project)
+    draw = ["--temperature", "2", "--num-samples", "4", "--num-best", "2", "--seed", "3"]
+    for folder in ("one", "two"):
+        sh(sys.executable, "-m", "stages", "caption", image, "--out", tmp_path / folder, *draw, cwd=project)
+    best = [sorted((tmp_path / folder).iterdir()) for folder in ("one", "two")]
+    assert len(best[0]) == 2 and [a.read_bytes() for a in best[0]] == [b.read_bytes() for b in best[1]]
     samples, rate = soundfile.read(tmp_path / f"{image.stem}.wav")
     assert rate == 16_000 and len(samples) > 1600 and np.abs(samples).max() > 0.01
 
@@ -153,8 +134,7 @@ def test_units_are_the_same_for_another_number_of_workers(project, tmp_path):
 
 def test_an_experiment_changes_the_codebook_and_what_hangs_on_it(project):
     before = read(project / "data/units/units.json")["codebook_fingerprint"]
-    sh("git", "add", "-A", cwd=project)
-    sh("git", "commit", "-qm", "results", cwd=project)
+    commit(project, "results")
     sh("dvc", "exp", "run", "-S", "kmeans.num_clusters=30", cwd=project)
     facts = read(project / "data/units/units.json")
     assert facts["num_units"] == 30 and facts["codebook_fingerprint"] != before

@@ -9,16 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.tokens.verify import verify
 from tests.http_server import serve
+from tests.tiny_project import ROOT, commit, make_project, set_params, sh
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 TINY = {
     "demo": {
         "num_train_images": 24,
@@ -36,39 +34,18 @@ TINY = {
 pytestmark = pytest.mark.slow
 
 
-def sh(*command: object, cwd: Path) -> str:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """(the publisher's repository, url of the remote), after `dvc repro train` and `dvc push`."""
     folder, storage = tmp_path_factory.mktemp("publisher") / "im2speech", tmp_path_factory.mktemp("storage")
-    listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    for section, values in TINY.items():
-        params[section].update(values)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    sh("git", "init", "-q", cwd=folder)
-    for name, value in (("user.name", "t"), ("user.email", "t@t")):
-        sh("git", "config", name, value, cwd=folder)
+    make_project(folder, TINY)
     with serve(storage) as url:
         sh("dvc", "remote", "add", "--default", "public", url, cwd=folder)
         sh("dvc", "remote", "add", "--local", "storage", storage, cwd=folder)
-        sh("git", "add", "-A", cwd=folder)
-        sh("git", "commit", "-qm", "start", cwd=folder)
+        commit(folder, "remotes")
         sh("dvc", "repro", "train", cwd=folder)
         sh("dvc", "push", "--remote", "storage", "shards", cwd=folder)
-        sh("git", "add", "-A", cwd=folder)
-        sh("git", "commit", "-qm", "shards", cwd=folder)
+        commit(folder, "shards")
         yield folder, url
 
 
@@ -76,10 +53,8 @@ def test_a_fresh_clone_trains_from_the_shards_alone(published, tmp_path):
     repository, _ = published
     sh("git", "clone", "-q", repository, tmp_path / "clone", cwd=tmp_path)
     clone = tmp_path / "clone"
-    params = yaml.safe_load((clone / "params.yaml").read_text())
-    params["train"]["learning_rate"] = 0.001
-    (clone / "params.yaml").write_text(yaml.safe_dump(params))
-    said = sh("dvc", "repro", "--pull", "--allow-missing", "train", cwd=clone)
+    set_params(clone, {"train": {"learning_rate": 0.001}})
+    said = sh("dvc", "repro", "--pull", "--allow-missing", "train", cwd=clone).stdout
     ran = [line for line in said.splitlines() if line.startswith("Running stage")]
     assert ran == ["Running stage 'train':"], said
     assert (clone / "data" / "train" / "model" / "model.safetensors").is_file()
@@ -108,5 +83,5 @@ def test_the_artifact_names_the_shards(published):
     repository, _ = published
     artifacts = yaml.safe_load((repository / "dvc.yaml").read_text())["artifacts"]
     assert artifacts["token-shards"]["path"] == "data/shards"
-    found = sh("dvc", "ls", "--dvc-only", "--json", repository, "data/shards", cwd=repository)
+    found = sh("dvc", "ls", "--dvc-only", "--json", repository, "data/shards", cwd=repository).stdout
     assert {"contents.json", "README.md", "train"} <= {entry["path"] for entry in json.loads(found)}

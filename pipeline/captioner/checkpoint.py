@@ -1,16 +1,20 @@
-"""Where an interrupted training goes on: weights, optimiser, random state and best weights, without a pickle.
+"""Where an interrupted training goes on: weights, optimiser, random states and best weights, without a pickle.
 
-One safetensors file, replaced whole at each evaluation, named by a fingerprint of everything that decides
-the run, so that a changed parameter never meets a stale checkpoint.
+One safetensors file, replaced whole at each save, named by a fingerprint of everything that decides the run, so that
+a changed parameter never meets a stale checkpoint. Tensors are `<group>.<name>`, with the groups `model`, `best`,
+`average` (with EMA), `optimizer` and `random` (`random.<rank>`, and `cuda_random.<rank>` on GPUs). Weights that never
+change are not in it. `facts` is what else there is to know, as JSON in the file's metadata.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from pipeline.errors import InputError
 from pipeline.files import atomic_path
@@ -18,37 +22,70 @@ from pipeline.files import atomic_path
 Tensors = dict[str, torch.Tensor]
 
 
-def save_checkpoint(
-    path: Path, model: Tensors, best: Tensors, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
-) -> None:
-    """Write the file. facts: anything JSON can hold, such as step and best score."""
-    tensors = {f"model.{name}": value for name, value in model.items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors["random"] = torch.get_rng_state()
-    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: tensors by group and name, and facts that JSON can hold, such as step and best score."""
+
+    groups: dict[str, Tensors]
+    facts: dict[str, Any]
+
+
+def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], facts: Mapping[str, Any]) -> None:
+    """Write the file, whole or not at all."""
+    tensors: Tensors = {}
+    seen: set[int] = set()
+    for group, members in groups.items():
+        for name, value in members.items():
+            plain = value.detach().cpu().contiguous()
+            # safetensors refuses two names for one memory, as tied weights are.
+            tensors[f"{group}.{name}"] = plain.clone() if plain.data_ptr() in seen else plain
+            seen.add(plain.data_ptr())
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(contiguous, {"facts": json.dumps(facts, sort_keys=True)}))
+        # Not sorted: figures keep the order in which they are told.
+        save_file(tensors, temporary, {"facts": json.dumps(dict(facts))})
 
 
-def load_checkpoint(path: Path, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, dict[str, Any]]:
-    """(model weights, best weights, facts); puts the optimiser and torch's random state back.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read the file. Raises InputError when it is damaged or something else."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            facts = json.loads((tensors.metadata() or {})["facts"])
+            loaded = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no iteration there)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: not a training checkpoint ({error}); remove it to start anew") from error
+    groups: dict[str, Tensors] = {}
+    for full, value in loaded.items():
+        group, _, name = full.partition(".")
+        groups.setdefault(group, {})[name] = value
+    return Checkpoint(groups, facts)
 
-    Raises InputError when the file is not a checkpoint of this model.
-    """
-    with safe_open(path, framework="pt") as tensors:
-        facts = json.loads((tensors.metadata() or {}).get("facts", "{}"))
-        loaded = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no iteration there)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in loaded.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = value
-    if "random" not in loaded:
-        raise InputError(f"{path}: not a training checkpoint; remove it to start anew")
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's state as `<number of the parameter>.<key>`."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{number}.{key}": torch.as_tensor(value) for number, state in states for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what `optimizer_tensors` took; rates and decay stay the optimiser's own."""
+    state: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(loaded["random"])
-    model = {name.removeprefix("model."): value for name, value in loaded.items() if name.startswith("model.")}
-    best = {name.removeprefix("best."): value for name, value in loaded.items() if name.startswith("best.")}
-    return model, best, facts
+
+
+def random_states(device: torch.device) -> Tensors:
+    """The states of torch's generators that a training on `device` draws from, uint8."""
+    states = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda_random"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Tensors, device: torch.device) -> None:
+    """Put back what `random_states` took, as far as it is there."""
+    if "random" in states:
+        torch.set_rng_state(states["random"])
+    if device.type == "cuda" and "cuda_random" in states:
+        torch.cuda.set_rng_state(states["cuda_random"], device)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.captioner.vocabulary import UnitVocabulary
@@ -36,14 +37,34 @@ def encode_captions(
 
 
 def epoch_batches(
-    pairs: Sequence[tuple[int, list[int]]], batch_size: int, rng: np.random.Generator
+    pairs: Sequence[tuple[int, list[int]]], batch_size: int, rng: np.random.Generator, batch_tokens: int = 0
 ) -> Iterator[list[int]]:
-    """Each pair once an epoch: batches of similar length, in random order; the last may be short."""
-    noisy = np.array([len(ids) for _, ids in pairs]) + rng.uniform(-4, 4, len(pairs))
-    order = np.argsort(noisy, kind="stable")
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    """Each pair once an epoch: batches of similar length, in random order; the last may be short.
+
+    batch_tokens: ids of a batch at most, padding included, in place of `batch_size`; 0: batches of `batch_size`.
+    """
+    lengths = np.array([len(ids) for _, ids in pairs])
+    order = np.argsort(lengths + rng.uniform(-4, 4, len(pairs)), kind="stable")
+    if batch_tokens:
+        batches = cut_by_tokens(order, lengths, batch_tokens)
+    else:
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number in rng.permutation(len(batches)):
         yield batches[number].tolist()
+
+
+def cut_by_tokens(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_tokens: int
+) -> list[npt.NDArray[np.int64]]:
+    """`order` cut into runs of which each, padded to its longest, has at most `batch_tokens` ids; one that is longer
+    is a run of its own."""
+    starts, widest = [0], 0
+    for place, index in enumerate(order):
+        widest = max(widest, int(lengths[index]))
+        if place > starts[-1] and widest * (place + 1 - starts[-1]) > batch_tokens:
+            starts.append(place)
+            widest = int(lengths[index])
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
 
 
 def collate(

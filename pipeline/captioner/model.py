@@ -5,7 +5,8 @@ right. Here the caption is speech units. Everything is transformers' own `GitFor
 attention, generation) except the first layer of the vision tower, which `config.input` chooses:
 
 - `pixels`: float32 [B, 3, S, S] in [0, 1];
-- `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside;
+- `tokens`: int64 [B, 1, H, W], looked up in the image tokenizer's codebook, which is kept frozen inside, or the
+  vectors themselves, float32 [B, D, H, W], after an augmentation; of a grid larger than `token_grid`, the centre;
 - either may be replaced by the tower's own output, float32 [B, 1, N, D], computed once when it is frozen.
 
 Two things differ from GIT where the configuration says so, because small models learn sooner with them:
@@ -24,6 +25,7 @@ from transformers import GitConfig, GitForCausalLM, GitVisionConfig
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 from transformers.models.git.modeling_git import GitEncoder, GitLayer, GitVisionEmbeddings, GitVisionModel
 
+from pipeline.captioner.attention import Kind, caption_states, choose_attention
 from pipeline.errors import InputError
 
 # Mean and deviation of CLIP's training images, which GIT's towers expect (openai/clip-vit-base-patch16).
@@ -84,6 +86,7 @@ class Stem(nn.Module):
         side = config.token_grid[0] if self.is_tokens else vision.image_size
         grid = vision.image_size // vision.patch_size
         if self.is_tokens:
+            self.token_grid = tuple(config.token_grid)
             self.register_buffer("codebook", torch.zeros(config.token_vocab, config.token_dim))
         layers: list[nn.Module] = []
         for width in config.stem_channels:
@@ -103,7 +106,14 @@ class Stem(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Pixels or tokens (see the module) -> float32 [B, 1 + grid * grid, D]."""
         if self.is_tokens:
-            images = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
+            vectors = pixel_values
+            if not pixel_values.is_floating_point():
+                vectors = self.codebook[pixel_values[:, 0]].permute(0, 3, 1, 2)
+            free = [whole - kept for whole, kept in zip(vectors.shape[2:], self.token_grid, strict=True)]
+            if min(free) < 0:
+                raise InputError(f"captioner: {list(vectors.shape[2:])} tokens, but it takes {list(self.token_grid)}")
+            top, left = free[0] // 2, free[1] // 2
+            images = vectors[:, :, top : top + self.token_grid[0], left : left + self.token_grid[1]]
         else:
             images = clip_normalize(pixel_values)
         patches = self.layers(images).flatten(2).transpose(1, 2)
@@ -145,6 +155,10 @@ class VisionTower(GitVisionModel):
         super().__init__(config.vision_config)
         dim = config.vision_config.hidden_size
         self.pooling = QueryPooling(dim, config.num_queries) if config.num_queries else nn.Identity()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first layer, whichever it is; gradient checkpointing asks for it."""
+        return self.vision_model.embeddings
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> BaseModelOutput:
         if pixel_values.is_floating_point() and pixel_values.shape[1] == 1:
@@ -201,6 +215,21 @@ class Captioner(GitForCausalLM):
         self.git.image_encoder = tower
         if config.norm_first:
             self.git.encoder = NormFirstEncoder(config)
+        self.set_attention("fused")
+
+    def set_attention(self, kind: Kind) -> None:
+        """`fused`: torch's attention kernel, the default. `plain`: transformers' own steps, the same to rounding."""
+        choose_attention(self, kind)
+
+    def caption_logits(self, images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """float32 [B, T, vocabulary]: what follows each of `ids` int64 [B, T], whose first is BOS.
+
+        As `forward` without a padding mask, but nothing is computed that only the image's rows would use.
+        """
+        if self.training and any(layer.gradient_checkpointing for layer in self.git.encoder.layer):
+            # Checkpointed layers are run twice and may keep no memory.
+            return self(input_ids=ids, pixel_values=images, use_cache=False, logits_to_keep=ids.shape[1]).logits
+        return self.output(caption_states(self, images, ids))
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -225,8 +254,7 @@ def caption_loss(
 ) -> torch.Tensor:
     """Mean cross-entropy of teacher forcing over the caption's positions; `ids` int64 [B, T] padded behind with the
     configuration's pad id."""
-    logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
-    logits = logits[:, -(ids.shape[1] - 1) :]
+    logits = model.caption_logits(images, ids[:, :-1])
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == model.config.pad_token_id, -100)
     return functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, label_smoothing=label_smoothing)
 

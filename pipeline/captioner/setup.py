@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.captioner.augmentation import AugmentationSettings, TokenAugmentation
+from pipeline.captioner.batches import Stream
 from pipeline.captioner.data import Examples
 from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
 from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
 from pipeline.tokens.carried import find_image_codebook
+from pipeline.tokens.loader import Example, TokenSource
 from pipeline.tokens.read import read_samples
+from pipeline.tokens.sample import Sample
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 _WORDS_ONLY = ("git.embeddings.word_embeddings.", "output.")
@@ -55,6 +59,11 @@ def build_captioner(
             f"train.init: {params['init']} was trained on image tokenizer {start.config.image_tokenizer}, but "
             f"{shards_dir} was made by {tokenizer['fingerprint']}. Use init none, or the tokenizer it was trained on."
         )
+    if (start is not None or not is_tokens) and (params["stem"] != "convolutions" or params["crop_tokens"]):
+        raise InputError(
+            "train.stem, train.crop_tokens: they shape a captioner of image tokens that starts from nothing "
+            "(train.input tokens, train.init none)"
+        )
     codes = _codebook(shards_dir, tokenizer, vqgan_dir) if is_tokens else None
     model = Captioner(_config(params, index, start, vocabulary, codes))
     if codes is not None:
@@ -83,30 +92,62 @@ def _config(
             vocabulary.eos,
         )
     else:
-        tokens: dict[str, Any] = {}
+        stem: dict[str, Any] = {"stem_channels": (32, 64, 96, 128)}
         if codes is not None:
-            tokenizer = index["tokenizers"]["image"]
-            tokens = {
-                "token_vocab": len(codes),
-                "token_dim": codes.shape[1],
-                "token_grid": tuple(tokenizer["grid"]),
-                "image_tokenizer": tokenizer["fingerprint"],
-            }
-        stem = (96, 128) if codes is not None else (32, 64, 96, 128)
+            stem = _token_stem(params, index["tokenizers"]["image"], codes)
         config = make_config(
             input=params["input"],
             vocab_size=vocabulary.size,
-            stem_channels=stem,
             num_queries=NUM_QUERIES,
             dropout=params["dropout"],
             pad=vocabulary.pad,
             bos=vocabulary.bos,
             eos=vocabulary.eos,
-            **tokens,
+            **stem,
         )
     config.unit_codebook = vocabulary.codebook_fingerprint
     config.unit_vocabulary = None
     return config
+
+
+def _token_stem(params: Mapping[str, Any], tokenizer: Mapping[str, Any], codes: torch.Tensor) -> dict[str, Any]:
+    """What `make_config` is told of the tokens and of the layer that takes them."""
+    whole, crop = tuple(tokenizer["grid"]), params["crop_tokens"]
+    if crop > min(whole):
+        raise InputError(f"train.crop_tokens: {crop} a side, but the shards' tokens are {whole[0]} x {whole[1]}")
+    found: dict[str, Any] = {
+        "token_vocab": len(codes),
+        "token_dim": codes.shape[1],
+        "token_grid": (crop, crop) if crop else whole,
+        "image_tokenizer": tokenizer["fingerprint"],
+    }
+    if params["stem"] == "convolutions":
+        return {**found, "stem_channels": (96, 128)}
+    side = found["token_grid"][0]
+    if side % 2 or found["token_grid"] != (side, side):
+        raise InputError(f"train.stem: seit halves a square grid of even sides, not {found['token_grid']}")
+    # As SeiT's ViT: half as many vectors a side as tokens, each said to be 16 pixels wide.
+    return {**found, "stem_channels": (), "grid": side // 2, "image_size": 16 * (side // 2)}
+
+
+def build_augmentation(
+    params: Mapping[str, Any], model: Captioner, index: Mapping[str, Any]
+) -> TokenAugmentation | None:
+    """What `params["augment_*"]` ask for, None for nothing. InputError where it could have no effect."""
+    names = AugmentationSettings.__dataclass_fields__
+    settings = AugmentationSettings(**{name: params[f"augment_{name}"] for name in names})
+    if not settings.is_on:
+        return None
+    if model.config.input != "tokens":
+        raise InputError("train.augment_*: only image tokens are augmented, and train.input is pixels")
+    grid, whole = tuple(model.config.token_grid), tuple(index["tokenizers"]["image"]["grid"])
+    if settings.random_place and grid == whole:
+        raise InputError(
+            f"train.augment_random_place: the captioner takes the whole grid {whole}; for a part of it, set "
+            "train.crop_tokens"
+        )
+    codebook = model.git.image_encoder.vision_model.embeddings.codebook
+    return TokenAugmentation(settings, codebook, (grid[0], grid[1]), params["seed"])
 
 
 def _codebook(shards_dir: Path, about: Mapping[str, Any], vqgan_dir: Path | None) -> torch.Tensor:
@@ -130,19 +171,30 @@ def read_examples(
             break
         if not sample.captions:
             continue
-        if model.config.input == "tokens":
-            if sample.image is None:
-                raise InputError(f"{shards_dir}/{split}: sample {sample.key} has no image tokens")
-            images.append(torch.from_numpy(sample.image.astype(np.int64))[None])
-        else:
-            if sample.jpg is None:
-                raise InputError(f"{shards_dir}/{split}: no pixels; set shards.include_pixels and repeat that stage")
-            images.append(pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size))
+        images.append(_image(sample, f"{shards_dir}/{split}", model))
         captions.append([caption.units.tolist() for caption in sample.captions])
     if not images:
         raise InputError(f"{shards_dir}/{split}: no sample with an image and a spoken caption")
     stacked = torch.stack(images)
     return Examples(model.encode_images(stacked) if cache else stacked, captions)
+
+
+def open_stream(shards_dir: Path, split: str, model: Captioner, seed: int) -> Stream:
+    """The same samples as `read_examples`, read as they are needed; a frozen tower then runs at every step."""
+    is_pixels = model.config.input == "pixels"
+    source = TokenSource(shards_dir, split, seed=seed, pixels=is_pixels)
+    return Stream(source, lambda example: _image(example, f"{shards_dir}/{split}", model))
+
+
+def _image(sample: Sample | Example, where: str, model: Captioner) -> torch.Tensor:
+    """One sample's tokens int64 [1, H, W] or pixels float32 [3, S, S]."""
+    if model.config.input == "tokens":
+        if sample.image is None:
+            raise InputError(f"{where}: sample {sample.key} has no image tokens")
+        return torch.from_numpy(sample.image.astype(np.int64))[None]
+    if sample.jpg is None:
+        raise InputError(f"{where}: no pixels; set shards.include_pixels and repeat that stage")
+    return pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size)
 
 
 def pixels_from_jpeg(jpeg: bytes, size: int) -> torch.Tensor:

@@ -1,34 +1,59 @@
 """Trains the captioner by teacher forcing and watches it speak freely.
 
-Takes examples in memory, gives the best model by validation loss and the figures of each evaluation:
-teacher-forced loss and unit error rate of free-running generations against the nearest reference.
+Takes examples in memory or a stream of token shards; gives the best model and the figures of each evaluation. One
+process or many (`distributed`) make the same steps of the same batches (`batches`); what decides a run is in
+`TrainingSettings`, and a checkpoint holds all that an interrupted one needs to come to the same result.
 """
 
-import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.captioner.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.captioner.data import Examples, collate, encode_captions, epoch_batches
-from pipeline.captioner.generation import generate_units
+from pipeline.arithmetic import Precision, arithmetic
+from pipeline.captioner.averaging import WeightAverage
+from pipeline.captioner.batches import Feed, MemoryFeed, Sharing, Stream, StreamFeed
+from pipeline.captioner.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+    save_checkpoint,
+)
+from pipeline.captioner.data import Examples
+from pipeline.captioner.distributed import Interrupted, Interruption, Processes
 from pipeline.captioner.model import Captioner, caption_loss
+from pipeline.captioner.optimizer import is_new, make_optimizer, train_mode
+from pipeline.captioner.schedules import Schedule, rate_factor
+from pipeline.captioner.validation import Spoken, Validator, edit_distance, unit_error_rate
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
+
+__all__ = ["Interrupted", "TrainingSettings", "Watch", "edit_distance", "train_captioner", "unit_error_rate"]
+
+Figures = dict[str, float]
+Augment = Callable[[torch.Tensor, int, Sequence[int]], torch.Tensor]
+"""(images of some captions, the step, the captions' numbers) -> images; see `augmentation`."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The schedule: linear warm-up, cosine to zero; weight decay on matrices only.
+    """What decides a run. AdamW with weight decay on matrices only; `schedule` as in `schedules`.
 
+    batch_size: captions of a step, of all processes together; batch_tokens: ids of a step instead, padding included
+    (0: by captions). accumulation_steps: turns in which a process takes its share of them.
     pretrained_rate_scale: learning rate of everything but the units' embeddings and output, over theirs.
     embedding_steps: the first steps train only these, so that units find their place in what the pretrained
     decoder already does before it changes.
+    clip_norm, ema_decay, patience: 0 for none. patience counts evaluations without a better one. save_every: steps
+    between two checkpoints; 0: at evaluations.
     """
 
     steps: int
@@ -44,176 +69,314 @@ class TrainingSettings:
     evaluate_every: int
     num_validation_images: int
     seed: int
+    schedule: Schedule = "cosine"
+    batch_tokens: int = 0
+    accumulation_steps: int = 1
+    precision: Precision = "fp32"
+    ema_decay: float = 0.0
+    patience: int = 0
+    save_every: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what, in the first process. None of it changes the training.
+
+    spoken: (step, units said of the first validation images) at each evaluation, gives further figures for the log.
+    live: (step, figures, with the speed of this machine) at each evaluation made now, not before a resume.
+    """
+
+    spoken: Callable[[int, Spoken], Figures] | None = None
+    live: Callable[[int, Figures], None] | None = None
+
+
+@dataclass
+class _Progress:
+    """How far training has come: what the checkpoint says in JSON. Losses are sums since the last evaluation."""
+
+    step: int = 0
+    best_score: float = float("inf")
+    num_worse: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    figures: Figures = field(default_factory=dict)
+    history: list[tuple[int, Figures]] = field(default_factory=list)
 
 
 def train_captioner(
     model: Captioner,
     vocabulary: UnitVocabulary,
-    train: Examples,
+    train: Examples | Stream,
     validation: Examples,
     settings: TrainingSettings,
-    log: Callable[[int, dict[str, float]], None],
+    log: Callable[[int, Figures], None],
     checkpoint: Path | None = None,
-) -> dict[str, float]:
-    """Train in place; the weights of the best validation loss stay in `model`. Returns the final figures.
+    *,
+    processes: Processes | None = None,
+    watch: Watch | None = None,
+    augment: Augment | None = None,
+) -> Figures:
+    """Train in place; the weights of the best evaluation stay in `model`. Returns the final figures.
 
-    log: receives (step, figures) at each evaluation. checkpoint: a file written at each evaluation, from which
-    an interrupted run goes on to the same result; removed at the end. Raises InputError when no caption fits
-    `max_length`.
+    log: receives (step, figures) of each evaluation of the run, those before a resume again. checkpoint: a file from
+    which an interrupted run goes on to the same result; the caller removes it when the result is safe. With one,
+    SIGTERM and SIGINT end the run behind the step in progress, with the file written, by raising `Interrupted`.
+    augment: changes the images of each step. Raises InputError when no caption fits `max_length`, when the loss is
+    not a number, or when the checkpoint is of another model.
     """
-    torch.manual_seed(settings.seed)
-    pairs, num_too_long = encode_captions(train, vocabulary, settings.max_length)
-    if not pairs:
-        raise InputError(f"train: none of {num_too_long} captions has at most {settings.max_length} ids (max_length)")
-    optimizer = _optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    batches = _endless(pairs, settings)
-    state = _start(model, optimizer, schedule, batches, checkpoint)
-    device = next(model.parameters()).device
-    losses: list[float] = []
-    figures: dict[str, float] = {}
-    steps = range(state.step + 1, settings.steps + 1)
-    for step in tqdm(steps, desc="train", unit="step", total=settings.steps, initial=state.step, disable=None):
-        for name, parameter in trainable.items():
-            parameter.requires_grad_(_is_new(name) or step > settings.embedding_steps)
-        _train_mode(model)
-        images, ids = collate(train, pairs, next(batches), vocabulary.pad)
-        loss = caption_loss(model, images.to(device), ids.to(device), settings.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable.values(), settings.clip_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if step % settings.evaluate_every == 0 or step == settings.steps:
-            figures = {"loss": float(np.mean(losses)), **_validate(model, vocabulary, validation, settings)}
-            losses.clear()
-            log(step, figures)
-            score = figures.get("validation_loss", figures["loss"])
-            if score <= state.best_score:
-                state.best_score, state.best = score, copy.deepcopy(model.state_dict())
-            if checkpoint is not None:
-                facts = {"step": step, "best_score": state.best_score, "figures": figures}
-                save_checkpoint(checkpoint, model.state_dict(), state.best, optimizer, facts)
-    model.load_state_dict(state.best)
+    processes = processes or Processes(next(model.parameters()).device)
+    if settings.precision == "fp16" and processes.device.type == "cpu":
+        raise InputError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
+    feed = _make_feed(train, vocabulary, settings, processes)
+    run = _Run(model, vocabulary, feed, validation, settings, processes, augment)
+    watch = watch or Watch()
+    torch.manual_seed(settings.seed + 7919 * processes.rank)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    summary = {"best_validation_loss": state.best_score, "num_captions": len(pairs), "num_too_long": num_too_long}
-    return {**(figures or state.figures), **summary}
+        run.restore(checkpoint)
+    if processes.is_main:
+        for step, figures in run.progress.history:
+            log(step, figures)
+    with Interruption() if checkpoint is not None else contextlib.nullcontext(Interruption()) as stop:
+        for step in run.steps():
+            run.learn(step)
+            evaluated = step % settings.evaluate_every == 0 or step == settings.steps
+            if evaluated:
+                run.evaluate(log, watch)
+            number = processes.told_to_stop(stop, step)
+            due = step % settings.save_every == 0 or run.is_over if settings.save_every else evaluated
+            if checkpoint is not None and (due or number):
+                run.save(checkpoint)
+            if number:
+                raise Interrupted(number, step)
+    return run.finish()
 
 
-@dataclass
-class _State:
-    """How far training has come."""
-
-    step: int
-    best_score: float
-    best: dict[str, torch.Tensor]
-    figures: dict[str, float]
-
-
-def _start(
-    model: Captioner,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    batches: Iterator[list[int]],
-    checkpoint: Path | None,
-) -> _State:
-    """The beginning, or where the checkpoint was written: weights, optimiser, schedule and place in the data."""
-    if checkpoint is None or not checkpoint.exists():
-        return _State(0, float("inf"), copy.deepcopy(model.state_dict()), {})
-    weights, best, facts = load_checkpoint(checkpoint, optimizer)
-    model.load_state_dict(weights)
-    for _ in range(facts["step"]):
-        next(batches)
-    schedule.last_epoch = facts["step"] - 1
-    schedule.step()
-    return _State(facts["step"], facts["best_score"], best, facts["figures"])
+def _make_feed(
+    train: Examples | Stream, vocabulary: UnitVocabulary, settings: TrainingSettings, processes: Processes
+) -> Feed:
+    sharing = Sharing(processes.rank, processes.count, settings.accumulation_steps)
+    sizes = {name: getattr(settings, name) for name in ("batch_size", "batch_tokens", "max_length")}
+    if isinstance(train, Stream):
+        return StreamFeed(train, vocabulary, sharing=sharing, **sizes)
+    return MemoryFeed(train, vocabulary, seed=settings.seed, sharing=sharing, **sizes)
 
 
-def _optimizer(model: Captioner, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; what stood in the pretrained model moves slower than the units' own embeddings and output."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            scale = 1.0 if _is_new(name) else settings.pretrained_rate_scale
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((scale, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": settings.learning_rate * scale, "weight_decay": decay}
-            for (scale, decay), parameters in groups.items()
-        ],
-        betas=(0.9, 0.98),
-    )
+class _Loss(nn.Module):
+    """The loss as a module, since gradients are averaged over processes around a module's forward."""
+
+    def __init__(self, model: Captioner, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return caption_loss(self.model, images, ids, self.label_smoothing)
 
 
-def _is_new(name: str) -> bool:
-    """Whether a weight belongs to the units and not to what was pretrained."""
-    return name.startswith(("git.embeddings.word_embeddings.", "output."))
+class _Run:
+    """Model, optimiser, data and progress of one training."""
 
+    def __init__(
+        self,
+        model: Captioner,
+        vocabulary: UnitVocabulary,
+        feed: Feed,
+        validation: Examples,
+        settings: TrainingSettings,
+        processes: Processes,
+        augment: Augment | None = None,
+    ) -> None:
+        self.model, self.feed, self.settings, self.processes = model, feed, settings, processes
+        self.progress = _Progress()
+        self._augment = augment
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self._optimizer = make_optimizer(
+            model, settings.learning_rate, settings.pretrained_rate_scale, settings.weight_decay
+        )
+        self._loss = processes.wrap(_Loss(model, settings.label_smoothing))
+        self._scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
+        self._average = WeightAverage(self.trainable, settings.ema_decay) if settings.ema_decay else None
+        self._validate = Validator(
+            validation,
+            vocabulary,
+            settings.max_length,
+            settings.batch_size,
+            settings.num_validation_images,
+            settings.precision,
+            processes,
+        )
+        self._best = self._weights()
+        # On the device: to read a loss is to wait for it.
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=processes.device)
+        self._tokens, self._clock = 0, time.monotonic()
 
-def _rate(step: int, settings: TrainingSettings) -> float:
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is made, or patience is at its end."""
+        settings, progress = self.settings, self.progress
+        return progress.step >= settings.steps or 0 < settings.patience <= progress.num_worse
 
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, with a progress bar in the first process."""
+        total, hidden = self.settings.steps, None if self.processes.is_main else True
+        with tqdm(desc="train", unit="step", total=total, initial=self.progress.step, disable=hidden) as bar:
+            while not self.is_over:
+                yield self.progress.step + 1
+                bar.update()
 
-def _endless(pairs: list[tuple[int, list[int]]], settings: TrainingSettings) -> Iterator[list[int]]:
-    rng = np.random.default_rng([settings.seed, 0])
-    while True:
-        yield from epoch_batches(pairs, settings.batch_size, rng)
+    def learn(self, step: int) -> None:
+        """Make one step of the optimiser."""
+        settings, processes = self.settings, self.processes
+        only_new = step <= settings.embedding_steps
+        for name, parameter in self.trainable.items() if processes.count == 1 else ():
+            parameter.requires_grad_(is_new(name) or not only_new)
+        train_mode(self.model)
+        factor = rate_factor(settings.schedule, step - 1, settings.warmup_steps, settings.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self._optimizer.zero_grad(set_to_none=True)
+        self._backward(step)
+        if only_new:  # several processes wait for all gradients, so these are thrown away and not left out
+            for name, parameter in self.trainable.items():
+                parameter.grad = parameter.grad if is_new(name) else None
+        self._scaler.unscale_(self._optimizer)
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.trainable.values(), settings.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(step)
+        self.progress.step = step
+        self.progress.loss_steps += 1
 
+    def _backward(self, step: int) -> None:
+        """Gradients of the mean loss over all positions of the whole batch, whoever has how many of them."""
+        turn, processes = next(self.feed), self.processes
+        own = sum(part.num_tokens for part in turn.parts)
+        total = torch.tensor(float(own)) if turn.num_tokens is None else turn.num_tokens
+        if isinstance(total, torch.Tensor):
+            total = processes.sum(total)
+        for number, part in enumerate(turn.parts, start=1):
+            with (
+                processes.gradients(self._loss, complete=number == len(turn.parts)),
+                arithmetic(processes.device, self.settings.precision),
+            ):
+                images = self._augment(part.images, step, part.numbers) if self._augment else part.images
+                images, ids = (x.to(processes.device, non_blocking=True) for x in (images, part.ids))
+                loss = self._loss(images, ids) * (part.num_tokens / total)
+                # Processes' gradients are averaged, where their sum is wanted.
+                self._scaler.scale(loss * processes.count).backward()
+            self._loss_sum += loss.detach().double()
+        self._tokens += own
 
-def _train_mode(model: Captioner) -> None:
-    """Training mode, but a frozen tower keeps its batch statistics and drops nothing."""
-    model.train()
-    tower = model.git.image_encoder
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
-        tower.eval()
+    def evaluate(self, log: Callable[[int, Figures], None], watch: Watch) -> None:
+        """Measure, tell, and keep the weights if they are the best so far."""
+        progress, processes = self.progress, self.processes
+        loss = progress.loss_sum + float(processes.sum(self._loss_sum))
+        figures = {"loss": loss / progress.loss_steps}
+        if figures["loss"] != figures["loss"]:
+            raise InputError(
+                f"train: the loss is not a number at step {progress.step}; a lower learning_rate, a longer warm-up "
+                "(warmup_steps) or precision bf16 in place of fp16 may help"
+            )
+        tokens = float(processes.sum(torch.tensor(float(self._tokens))))
+        seconds = time.monotonic() - self._clock
+        with self._average.applied() if self._average is not None else contextlib.nullcontext():
+            measured, spoken = self._validate(self.model)
+            figures |= measured
+            score = figures.get("validation_loss", figures["loss"])
+            if score <= progress.best_score:
+                progress.best_score, progress.num_worse, self._best = score, 0, self._weights()
+            else:
+                progress.num_worse += 1
+        if processes.is_main:
+            if watch.spoken is not None:
+                states = random_states(processes.device)  # who listens may draw, and must not change the training
+                figures |= watch.spoken(progress.step, spoken)
+                restore_random_states(states, processes.device)
+            log(progress.step, figures)
+            if watch.live is not None:
+                speed = {"tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "seconds": round(seconds, 2)}
+                watch.live(progress.step, {**figures, **speed})
+        progress.figures = figures
+        progress.history.append((progress.step, figures))
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        self._loss_sum.zero_()
+        self._tokens, self._clock = 0, time.monotonic()
 
+    def finish(self) -> Figures:
+        """The best weights into the model; the last figures and a summary."""
+        for parameter in self.trainable.values():
+            parameter.requires_grad_()
+        self.model.load_state_dict(self._best, strict=False)
+        progress, feed = self.progress, self.feed
+        too_long = int(self.processes.sum(torch.tensor(feed.num_too_long))) if isinstance(feed, StreamFeed) else 0
+        return {
+            **progress.figures,
+            "best_validation_loss": progress.best_score,
+            "num_captions": feed.num_captions,
+            "num_too_long": too_long or feed.num_too_long,
+        }
 
-def _validate(
-    model: Captioner, vocabulary: UnitVocabulary, validation: Examples, settings: TrainingSettings
-) -> dict[str, float]:
-    if not len(validation):
-        return {}
-    model.eval()
-    pairs, _ = encode_captions(validation, vocabulary, settings.max_length)
-    losses, weights = [], []
-    with torch.inference_mode():
-        for start in range(0, len(pairs), settings.batch_size):
-            chosen = range(start, min(start + settings.batch_size, len(pairs)))
-            images, ids = collate(validation, pairs, chosen, vocabulary.pad)
-            images, ids = images.to(model.device), ids.to(model.device)
-            losses.append(float(caption_loss(model, images, ids)))
-            weights.append(int((ids[:, 1:] != vocabulary.pad).sum()))
-    number = min(settings.num_validation_images, len(validation))
-    spoken = generate_units(model, vocabulary, validation.images[:number], max_length=settings.max_length)
-    errors = [
-        unit_error_rate(units.tolist(), references)
-        for units, references in zip(spoken, validation.captions[:number], strict=True)
-        if references
-    ]
-    figures = {"validation_loss": float(np.average(losses, weights=weights))} if weights else {}
-    return {**figures, "unit_error_rate": float(np.mean(errors))} if errors else figures
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, in the first process; the others give it what only they know."""
+        progress, processes = self.progress, self.processes
+        progress.loss_sum += float(processes.sum(self._loss_sum))
+        self._loss_sum.zero_()
+        position = processes.gather(torch.tensor(self.feed.position(), dtype=torch.int64)).tolist()
+        random = {name: processes.gather(state) for name, state in random_states(processes.device).items()}
+        if processes.is_main:
+            groups = {
+                "model": self._weights(),
+                "best": self._best,
+                "average": self._average.weights if self._average is not None else {},
+                "optimizer": optimizer_tensors(self._optimizer),
+                "random": random,
+            }
+            facts = {**asdict(progress), "positions": position, "scaler": self._scaler.state_dict()}
+            save_checkpoint(path, groups, facts)
 
+    def restore(self, path: Path) -> None:
+        """Go on from the checkpoint, if there is one; all processes have to see the same file."""
+        if path.exists():
+            self._load(path)
+        steps = self.processes.gather(torch.tensor([self.progress.step]))
+        if int(steps.min()) != int(steps.max()):
+            raise InputError(
+                f"{path}: not the same for all processes (steps {steps.flatten().tolist()}); the scratch folder "
+                "(I2S_SCRATCH) has to be one that all machines see"
+            )
 
-def unit_error_rate(units: list[int], references: list[list[int]]) -> float:
-    """Edit distance to the nearest reference over its length: 0 is perfect."""
-    return min(edit_distance(units, reference) / max(1, len(reference)) for reference in references)
+    def _load(self, path: Path) -> None:
+        found, rank = load_checkpoint(path), self.processes.rank
+        facts: dict[str, Any] = found.facts
+        own = self._weights()
+        for group in ("model", "best"):
+            shapes = {name: value.shape for name, value in found.groups.get(group, {}).items()}
+            if shapes != {name: value.shape for name, value in own.items()}:
+                raise InputError(f"{path}: a checkpoint of another model; remove it to start anew")
+        self.model.load_state_dict(found.groups["model"], strict=False)
+        self._best = found.groups["best"]
+        if self._average is not None:
+            self._average.restore(found.groups["average"])
+        restore_optimizer(self._optimizer, found.groups.get("optimizer", {}))
+        positions, known = facts.pop("positions"), found.groups["random"]
+        self._scaler.load_state_dict(facts.pop("scaler"))
+        self.progress = _Progress(**facts)
+        if isinstance(self.feed, StreamFeed) and len(positions) != self.processes.count:
+            raise InputError(
+                f"{path}: written by {len(positions)} processes; a streamed run goes on with as many, not with "
+                f"{self.processes.count}"
+            )
+        self.feed.go_on(self.progress.step, positions[min(rank, len(positions) - 1)])
+        if rank < len(known["random"]):
+            states = {name: state[rank] for name, state in known.items()}
+            restore_random_states(states, self.processes.device)
 
-
-def edit_distance(first: list[int], second: list[int]) -> int:
-    """Levenshtein distance, one numpy row at a time."""
-    other = np.array(second, dtype=np.int64)
-    places = np.arange(len(second) + 1)
-    row = places.copy()
-    for number, unit in enumerate(first, start=1):
-        steps = np.minimum(row[1:] + 1, row[:-1] + (other != unit))
-        candidates = np.concatenate([[number], steps])
-        # An insertion costs one a place, so the running minimum of (cost - place) carries it along the row.
-        row = np.minimum.accumulate(candidates - places) + places
-    return int(row[-1])
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights, without those that never change."""
+        return {
+            name: value.detach().cpu().clone()
+            for name, value in self.model.state_dict().items()
+            if name not in self._frozen
+        }

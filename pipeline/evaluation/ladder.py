@@ -33,6 +33,7 @@ from pipeline.tokens.parts import read_images_part, read_units_part
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.captioner.generation import GenerationSettings
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.speech.vocoder import Vocoder
 
@@ -149,15 +150,24 @@ def resynthesised(rows: Sequence[Row], split_dir: Path, speaker: Speaker, max_ca
 
 
 def predicted(
-    rows: Sequence[Row], captioner: "ImageToSpeech", speaker: Speaker, split_dir: Path, root: Path
+    rows: Sequence[Row],
+    captioner: "ImageToSpeech",
+    speaker: Speaker,
+    split_dir: Path,
+    root: Path,
+    settings: "GenerationSettings | None" = None,
 ) -> list[Utterance]:
-    """What the captioner says of each image; its tokens come from the parts of `split_dir`, its pixels from `root`."""
+    """What the captioner says of each image; its tokens come from the parts of `split_dir`, its pixels from `root`.
+
+    settings: how captions are chosen; greedily without.
+    """
     rows = [row for row in rows if row.image is not None]
     if captioner.model.config.input == "tokens":
         rows, inputs = _image_tokens(rows, split_dir)
-        units = captioner.generate_units(inputs) if rows else []
+        units = captioner.generate_units(inputs, settings=settings) if rows else []
     else:
-        units = captioner.generate_units([root / row.image.path for row in rows if row.image]) if rows else []
+        paths = [root / row.image.path for row in rows if row.image]
+        units = captioner.generate_units(paths, settings=settings) if rows else []
     spoken = speaker.speak(units)
     return [Utterance(row, row.key, "", w, u) for row, w, u in zip(rows, spoken, units, strict=True)]
 

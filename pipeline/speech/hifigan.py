@@ -22,8 +22,12 @@ _SLOPE = 0.1
 _UNSUPPORTED = ("f0", "embedder_params", "style", "num_styles")
 
 
-def small_config(num_units: int, channels: int, hop: int, sample_rate: int) -> "HiFiGANConfig":
+def small_config(
+    num_units: int, channels: int, hop: int, sample_rate: int, speakers: Sequence[str] = ()
+) -> "HiFiGANConfig":
     """A generator with a duration predictor, `channels` wide at its first layer (the original has 512).
+
+    `speakers`: names of the voices that it tells apart by an embedding beside the units'; none: one voice.
 
     InputError when `hop`, samples a unit, is not 320 or 640, or `channels` cannot be halved five times.
     """
@@ -44,12 +48,19 @@ def small_config(num_units: int, channels: int, hop: int, sample_rate: int) -> "
         upsample_initial_channel=channels,
         dur_predictor_params=predictor,
         sampling_rate=sample_rate,
+        model_in_dim=256 if speakers else 128,
+        multispkr="_" if speakers else None,
+        num_speakers=len(speakers) or 200,
+        speakers=tuple(speakers),
     )
 
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
-    """The keys of fairseq's config.json that decide the generator; defaults as in its hubert100 vocoder."""
+    """The keys of fairseq's config.json that decide the generator; defaults as in its hubert100 vocoder.
+
+    `speakers` is ours: names of the rows of the speaker embedding, where they are known.
+    """
 
     num_embeddings: int = 100
     embedding_dim: int = 128
@@ -64,6 +75,7 @@ class HiFiGANConfig:
     multispkr: str | None = None
     num_speakers: int = 200
     sampling_rate: int = 16000
+    speakers: Sequence[str] = ()
 
     @property
     def hop(self) -> int:
@@ -83,13 +95,19 @@ class HiFiGANConfig:
         config = cls(**{key: value for key, value in values.items() if key in known})
         if len(config.upsample_rates) != len(config.upsample_kernel_sizes):
             raise InputError("unit HiFi-GAN: 'upsample_rates' and 'upsample_kernel_sizes' differ in length")
+        if config.speakers and len(config.speakers) != config.num_speakers:
+            found = len(config.speakers)
+            raise InputError(f"unit HiFi-GAN: {found} names in 'speakers', not {config.num_speakers} ('num_speakers')")
         width = config.embedding_dim * (2 if config.multispkr else 1)
         if config.model_in_dim != width:
             raise InputError(f"unit HiFi-GAN: config key 'model_in_dim' is {config.model_in_dim}, not {width}")
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.speakers:
+            del values["speakers"]
+        return values
 
 
 class _NormedConv(nn.Module):

@@ -99,6 +99,8 @@ def _read_weights(path: Path, info: "VocoderInfo", expected: dict[str, Tensor]) 
 class VocoderInfo:
     """config.json. `hop` in samples a unit frame; `speaker` is whose voice it learned, for people to read.
 
+    A vocoder of several voices lists them in `model`, key `speakers`; `speaker` is then the first of them.
+
     `units_fingerprint` names the codebook; empty when it is not known (an imported vocoder whose units
     nobody recorded). `model` holds the network's own configuration.
     """
@@ -133,6 +135,11 @@ class Vocoder:
     def num_units(self) -> int:
         return self.info.num_units
 
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Names of the voices to choose from; none when there is one voice, or nobody recorded them."""
+        return tuple(getattr(self.network.config, "speakers", ()))
+
     def check_units(self, fingerprint: str | None, num_units: int | None = None, *, where: str = "vocoder") -> None:
         """InputError when units of codebook `fingerprint`, `num_units` of them, are not what was learned."""
         if fingerprint and self.units_fingerprint and fingerprint != self.units_fingerprint:
@@ -148,7 +155,7 @@ class Vocoder:
         units: "Sequence[ArrayLike]",
         durations: "Sequence[ArrayLike] | None" = None,
         *,
-        speaker: int | None = None,
+        speaker: int | str | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         progress: Callable[[int], object] | None = None,
@@ -157,14 +164,14 @@ class Vocoder:
 
         `units`: integer arrays `[n]`, deduplicated; `durations`: integer arrays `[n]` in frames, or None
         for predicted ones. Gives a float32 waveform in [-1, 1] each, `hop` samples a frame; an empty
-        sequence gives an empty waveform. `speaker` is for unit HiFi-GANs with several; `seed` is of the
+        sequence gives an empty waveform. `speaker`, a name or a number, is for unit HiFi-GANs with
+        several, of which the first speaks when none is asked for; `seed` is of the
         starting phase. The default batch is one sequence on a CPU, where more gain nothing and rounding
         would then depend on the neighbours. `progress` is called with the number just done.
         """
         sequences = [self._checked(index, sequence) for index, sequence in enumerate(units)]
         given = None if durations is None else self._checked_durations(sequences, durations)
-        if speaker is not None and getattr(self.network, "spkr", None) is None:
-            raise InputError("vocoder: it has one voice, so no speaker can be chosen")
+        chosen = self._speaker_number(speaker)
         waveforms: list[NDArray[np.float32]] = [np.zeros(0, np.float32) for _ in sequences]
         # Like lengths side by side: less padding. The results are put back in the order asked for.
         order = sorted((i for i, sequence in enumerate(sequences) if len(sequence)), key=lambda i: len(sequences[i]))
@@ -175,7 +182,7 @@ class Vocoder:
             spoken = self._synthesize_batch(
                 [sequences[i] for i in batch],
                 None if given is None else [given[i] for i in batch],
-                speaker,
+                chosen,
                 seed,
             )
             for index, waveform in zip(batch, spoken, strict=True):
@@ -183,6 +190,21 @@ class Vocoder:
             if progress is not None:
                 progress(len(batch))
         return waveforms
+
+    def _speaker_number(self, speaker: int | str | None) -> int | None:
+        embedding = getattr(self.network, "spkr", None)
+        if speaker is None:
+            return None
+        if embedding is None:
+            raise InputError("vocoder: it has one voice, so no speaker can be chosen")
+        if isinstance(speaker, str):
+            if speaker not in self.speakers:
+                known = ", ".join(self.speakers[:10]) or f"numbers 0 to {embedding.num_embeddings - 1}"
+                raise InputError(f"vocoder: no speaker {speaker!r}; it knows {known}")
+            return self.speakers.index(speaker)
+        if not 0 <= speaker < embedding.num_embeddings:
+            raise InputError(f"vocoder: no speaker {speaker}; it knows 0 to {embedding.num_embeddings - 1}")
+        return speaker
 
     def _synthesize_batch(
         self, units: list[Tensor], durations: list[Tensor] | None, speaker: int | None, seed: int

@@ -1,4 +1,4 @@
-"""Finds a speaker's utterances: rows of a manifest joined, by shard number and id, with their units."""
+"""Finds the utterances of one speaker or of all: rows of a manifest joined, by shard and id, with their units."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.manifest import read_rows, shard_paths
 from pipeline.media import read_audio
-from pipeline.speech.vocoder_training import Example, make_example
+from pipeline.speech.vocoder_crops import Example, make_example
 from pipeline.tokens.parts import read_units_part
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ def find_utterances(manifest_dir: Path, units_dir: Path, split: str) -> "list[Ut
                     units, durations = part.utterance(places[caption.id])
                     found.append(Utterance(caption.id, caption.audio, caption.speaker, units, durations))
     return found
+
+
+def choose_speakers(utterances: "Sequence[Utterance]", first: str = "") -> list[str]:
+    """Every speaker, `choose_speaker`'s choice before the others, which follow by name."""
+    chosen = choose_speaker(utterances, first)
+    return [chosen, *sorted({utterance.speaker for utterance in utterances} - {chosen})]
 
 
 def choose_speaker(utterances: "Sequence[Utterance]", wanted: str = "") -> str:
@@ -55,15 +61,22 @@ def sample(utterances: "Sequence[Utterance]", count: int, seed: int) -> "list[Ut
     return [utterances[index] for index in sorted(chosen.tolist())]
 
 
-def load_examples(utterances: "Sequence[Utterance]", *, root: Path, sample_rate: int, hop: int) -> list[Example]:
-    """Read the recordings under `root`, at `sample_rate`, into training examples; skip empty units."""
+def load_examples(
+    utterances: "Sequence[Utterance]", *, root: Path, sample_rate: int, hop: int, speakers: "Sequence[str]" = ()
+) -> list[Example]:
+    """Read the recordings under `root`, at `sample_rate`, into training examples; skip empty units.
+
+    An example's speaker is the place of its name in `speakers`, 0 for a name that is not there.
+    """
+    numbers = {name: number for number, name in enumerate(speakers)}
     examples = []
     for utterance in utterances:
         if not len(utterance.units):
             continue
         waveform = read_audio(root / utterance.audio, sample_rate)
         try:
-            examples.append(make_example(utterance.units, utterance.durations, waveform, hop))
+            number = numbers.get(utterance.speaker, 0)
+            examples.append(make_example(utterance.units, utterance.durations, waveform, hop, number))
         except InputError as error:
             raise InputError(f"{root / utterance.audio} ({utterance.id}): {error}") from error
     return examples

@@ -1,15 +1,16 @@
-"""Training of both kinds of vocoder from (units, durations, waveform) examples of one voice.
+"""Training of both kinds of vocoder from (units, durations, waveform) examples.
 
-The mel vocoder learns log-mels and durations by regression. The unit HiFi-GAN is trained in a first,
-simple form: a mel loss, a multi-resolution STFT loss and the durations, and no discriminators, which
-makes it intelligible and leaves it buzzy. Training is budgeted in steps, never in seconds, so that a
-slower machine gets the same vocoder.
+The mel vocoder learns log-mels and durations by regression. The unit HiFi-GAN is trained against discriminators
+(pipeline.speech.hifigan_training), or, without them, on a mel loss, a multi-resolution STFT loss and the durations,
+which is soon intelligible and stays buzzy. Training is budgeted in steps, never in seconds, so that a slower machine
+gets the same vocoder; an interrupted one goes on from its checkpoint and ends with the same weights.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,92 +20,111 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.speech.hifigan import CodeHiFiGAN, HiFiGANConfig
+from pipeline.speech.hifigan_training import BETAS, AdversarialSettings, AdversarialTraining
 from pipeline.speech.mel import LogMel, MelConfig
 from pipeline.speech.mel_vocoder import MelVocoder, MelVocoderConfig
+from pipeline.speech.vocoder_crops import Crops, CropSampler, Example, duration_loss
+from pipeline.training_state import load_state, save_state
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_PEAK = 0.95  # Recordings are scaled to this peak, as for fairseq's vocoders.
 _NUM_CALIBRATION = 200  # utterances
 _STFT_SIZES = ((512, 128), (1024, 256), (2048, 512))
 
 
-def make_example(
-    units: "NDArray[Any]", durations: "NDArray[Any]", waveform: "NDArray[np.float32]", hop: int
-) -> "Example":
-    """Bring an utterance into training form: loudness even, length exactly `hop` samples a frame.
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Budget and optimiser. `crop_frames` in unit frames (20 ms at 16 kHz).
 
-    `units`, `durations` integer `[n]`; `waveform` float32 `[samples]`. The speech encoder yields a frame
-    less than the audio has room for; the missing end of the last frame is silence. InputError when the
-    durations say more than one second beyond or less than half of the waveform: another file's units.
+    `adversarial`: how a unit HiFi-GAN meets its discriminators; None: it does not, and the rate follows a cosine.
     """
-    num_samples = int(np.sum(durations, dtype=np.int64)) * hop
-    if len(units) != len(durations) or not len(units):
-        raise InputError(f"vocoder training: {len(units)} units with {len(durations)} durations")
-    if num_samples > len(waveform) + 16000 or 2 * num_samples + 2 * hop < len(waveform):
-        raise InputError(
-            f"vocoder training: units last {num_samples} samples, but the recording has {len(waveform)}; "
-            "they do not belong together"
-        )
-    fitted = np.zeros(num_samples, np.float32)
-    fitted[: min(num_samples, len(waveform))] = waveform[:num_samples]
-    peak = float(np.abs(fitted).max())
-    if peak > 0:
-        fitted *= _PEAK / peak
-    # 16 bits are what the recordings had; half the memory of float32.
-    pcm = np.round(fitted * 32767).astype(np.int16)
-    return Example(np.asarray(units, np.int64), np.asarray(durations, np.int64), pcm)
+
+    steps: int = 600
+    batch_size: int = 16
+    crop_frames: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+    adversarial: AdversarialSettings | None = None
+    checkpoint_every: int = 1000
 
 
 def train_vocoder(
-    examples: "Sequence[Example]",
+    examples: Sequence[Example],
     config: MelVocoderConfig | HiFiGANConfig,
-    settings: "TrainingSettings",
+    settings: TrainingSettings,
     *,
     device: str = "cpu",
+    start: Mapping[str, Tensor] | None = None,
+    checkpoint: Path | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     show_progress: bool = True,
 ) -> MelVocoder | CodeHiFiGAN:
     """Train a vocoder of the kind that `config` belongs to. Same examples and settings, same weights.
 
-    `log` receives a dict with step and losses about a hundred times. InputError without examples.
+    `start`: weights to begin with, of the same sizes. `checkpoint`: a folder from which an interrupted run of the
+    same examples and settings goes on; on a CPU it ends with the very weights of an unbroken one. `log` receives a
+    dict with step and losses about a hundred times. InputError without examples, and for a checkpoint of other
+    settings.
     """
     if not examples:
         raise InputError("vocoder training: no utterances to train on")
     torch.manual_seed(settings.seed)
-    rng = np.random.default_rng([settings.seed, 7])
-    task: _MelTask | _HiFiGANTask
-    task = _MelTask(config, examples) if isinstance(config, MelVocoderConfig) else _HiFiGANTask(config)
-    task.to(device).train()
-    optimizer = torch.optim.AdamW(
-        task.network.parameters(), lr=settings.lr, betas=(0.8, 0.99), weight_decay=settings.weight_decay
+    training = _training(examples, config, settings, device)
+    if start is not None:
+        training.network.load_state_dict(start)
+    sampler = CropSampler(
+        examples,
+        batch_size=settings.batch_size,
+        crop_frames=settings.crop_frames,
+        hop=training.hop,
+        context=training.context,
+        seed=settings.seed,
     )
-    warmup = min(50, max(1, settings.steps // 10))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)),
-    )
-    order = _shuffled_forever(len(examples), rng)
-    for step in tqdm(range(settings.steps), desc="vocoder", disable=not show_progress, mininterval=2.0):
-        chosen = [examples[next(order)] for _ in range(settings.batch_size)]
-        crops = _crop(chosen, settings.crop_frames, task.hop, task.context, rng)
-        losses = task.losses(crops.to(device))
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(task.network.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
+    named = {**asdict(settings), "model": config.to_dict()}
+    first = 0 if checkpoint is None else _resume(checkpoint, named, training, sampler)
+    steps = range(first, settings.steps)
+    for step in tqdm(steps, "vocoder", initial=first, total=settings.steps, disable=not show_progress, mininterval=2.0):
+        losses = training.step(sampler.next().to(device), step)
         if log is not None and step % max(1, settings.steps // 100) == 0:
             log({"step": step, **{name: round(float(value.detach()), 5) for name, value in losses.items()}})
-    task.network.eval()
-    _calibrate_durations(task.network, examples[:_NUM_CALIBRATION], device)
-    return task.network
+        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
+            facts = {"sampler": sampler.state(), "scaler": training.scaler.state_dict()}
+            save_state(checkpoint, step + 1, named, training.parts, training.optimizers, facts)
+    training.network.eval()
+    _calibrate_durations(training.network, examples[:_NUM_CALIBRATION], device)
+    return training.network
+
+
+def _training(
+    examples: Sequence[Example], config: MelVocoderConfig | HiFiGANConfig, settings: TrainingSettings, device: str
+) -> "_Regression | AdversarialTraining":
+    if isinstance(config, MelVocoderConfig):
+        return _Regression(_MelTask(config, examples), settings, device)
+    if settings.adversarial is None:
+        return _Regression(_HiFiGANTask(config), settings, device)
+    return AdversarialTraining(
+        config,
+        settings.adversarial,
+        rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        steps_per_epoch=len(examples) / settings.batch_size,
+        device=device,
+    )
+
+
+def _resume(
+    checkpoint: Path, named: Mapping[str, Any], training: "_Regression | AdversarialTraining", sampler: CropSampler
+) -> int:
+    found = load_state(checkpoint, named, training.parts, training.optimizers)
+    if found is None:
+        return 0
+    step, facts = found
+    sampler.restore(facts["sampler"])
+    training.scaler.load_state_dict(facts["scaler"])
+    return step
 
 
 @torch.no_grad()
-def _calibrate_durations(network: MelVocoder | CodeHiFiGAN, examples: "Sequence[Example]", device: str) -> None:
+def _calibrate_durations(network: MelVocoder | CodeHiFiGAN, examples: Sequence[Example], device: str) -> None:
     """Shift the predicted log durations so that `examples` last as long as they do.
 
     The mean of a logarithm is the logarithm of too small a mean: left alone, speech comes out some 5 % too fast
@@ -121,7 +141,7 @@ def _calibrate_durations(network: MelVocoder | CodeHiFiGAN, examples: "Sequence[
 
 @torch.inference_mode()
 def measure_vocoder(
-    network: MelVocoder | CodeHiFiGAN, examples: "Sequence[Example]", device: str = "cpu"
+    network: MelVocoder | CodeHiFiGAN, examples: Sequence[Example], device: str = "cpu"
 ) -> dict[str, float | int]:
     """Errors on examples not trained on, with their true durations.
 
@@ -143,7 +163,8 @@ def measure_vocoder(
             mel, _, log_durations = network(units, torch.tensor([units.shape[1]], device=device), durations)
             mel = mel * network.mel_scale + network.mel_mean
         else:
-            waveform = network(units.repeat_interleave(durations[0], dim=1))
+            speaker = torch.tensor([example.speaker], device=device)
+            waveform = network(units.repeat_interleave(durations[0], dim=1), speaker)
             mel, log_durations = analyse(waveform), network.log_durations(units)
         mel_error += float((mel - target).abs().mean(2).sum())
         mel_frames += mel.shape[1]
@@ -162,98 +183,38 @@ def measure_vocoder(
     }
 
 
-def _shuffled_forever(count: int, rng: np.random.Generator) -> "Any":
-    while True:
-        yield from rng.permutation(count).tolist()
+class _Regression:
+    """A task of one network and one optimiser: the sum of its losses, a short warm-up and a cosine."""
 
+    def __init__(self, task: "_MelTask | _HiFiGANTask", settings: TrainingSettings, device: str) -> None:
+        self.task, self.settings = task.to(device).train(), settings
+        self.network, self.hop, self.context = task.network, task.hop, task.context
+        self.parts: dict[str, nn.Module] = {"network": self.network}
+        parameters = self.network.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=BETAS, weight_decay=settings.weight_decay)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"network": optimizer}
+        self.scaler = torch.amp.GradScaler(enabled=False)
 
-def _crop(
-    examples: "Sequence[Example]", crop_frames: int, hop: int, context: int, rng: np.random.Generator
-) -> "_Crops":
-    """Random stretches of `crop_frames` unit frames; shorter utterances whole, padded with silence."""
-    batch = len(examples)
-    num_frames = min(crop_frames, max(len(example.pcm) // hop for example in examples))
-    frames = np.zeros((batch, num_frames), np.int64)
-    frame_mask = np.zeros((batch, num_frames), bool)
-    samples = np.zeros((batch, num_frames * hop + 2 * context), np.float32)
-    units, durations, whole = [], [], []
-    for row, example in enumerate(examples):
-        ends = np.cumsum(example.durations)
-        starts = ends - example.durations
-        # Beyond both ends and back: else the first and last words, which few crops hold, are learnt last.
-        last_start, half = max(0, int(ends[-1]) - num_frames), num_frames // 2
-        start = min(max(int(rng.integers(-half, last_start + half + 1)), 0), last_start)
-        stop = min(start + num_frames, int(ends[-1]))
-        first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(starts, stop, side="left")
-        kept = np.minimum(ends[first:last], stop) - np.maximum(starts[first:last], start)
-        units.append(torch.from_numpy(example.units[first:last].copy()))
-        durations.append(torch.from_numpy(kept))
-        # A run cut by the crop's edge has lost its true length, so it teaches nothing about durations.
-        whole.append(torch.from_numpy(kept == example.durations[first:last]))
-        frames[row, : stop - start] = np.repeat(example.units[first:last], kept)
-        frame_mask[row, : stop - start] = True
-        low, high = start * hop - context, stop * hop + context
-        piece = example.pcm[max(0, low) : high].astype(np.float32) / 32768
-        samples[row, max(0, -low) : max(0, -low) + len(piece)] = piece
-    pad = nn.utils.rnn.pad_sequence
-    return _Crops(
-        units=pad(units, batch_first=True),
-        num_runs=torch.tensor([len(sequence) for sequence in units]),
-        durations=pad(durations, batch_first=True),
-        whole=pad(whole, batch_first=True),
-        frames=torch.from_numpy(frames),
-        frame_mask=torch.from_numpy(frame_mask),
-        samples=torch.from_numpy(samples),
-    )
-
-
-def _duration_loss(log_durations: Tensor, crops: "_Crops") -> Tensor:
-    target = torch.log1p(crops.durations.float())
-    squared = (log_durations - target).square() * crops.whole
-    return squared.sum() / crops.whole.sum().clamp(min=1)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Budget and optimiser. `crop_frames` in unit frames (20 ms at 16 kHz)."""
-
-    steps: int = 600
-    batch_size: int = 16
-    crop_frames: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.01
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Example:
-    """One utterance: units and durations int64 `[n]`, pcm int16 `[sum(durations) * hop]`."""
-
-    units: "NDArray[np.int64]"
-    durations: "NDArray[np.int64]"
-    pcm: "NDArray[np.int16]"
-
-
-@dataclass(frozen=True)
-class _Crops:
-    """A batch. `samples` carry `context` extra samples on both sides; `whole` marks runs not cut."""
-
-    units: Tensor
-    num_runs: Tensor
-    durations: Tensor
-    whole: Tensor
-    frames: Tensor
-    frame_mask: Tensor
-    samples: Tensor
-
-    def to(self, device: str) -> "_Crops":
-        return _Crops(**{name: value.to(device) for name, value in vars(self).items()})
+    def step(self, crops: Crops, step: int) -> dict[str, Tensor]:
+        """Train on a batch; gives the losses."""
+        steps, optimizer = self.settings.steps, self.optimizers["network"]
+        warmup = min(50, max(1, steps // 10))
+        factor = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.lr * factor
+        losses = self.task.losses(crops)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        optimizer.step()
+        return losses
 
 
 class _MelTask(nn.Module):
     """Regression of standardised log-mels and log durations."""
 
-    def __init__(self, config: MelVocoderConfig, examples: "Sequence[Example]") -> None:
+    def __init__(self, config: MelVocoderConfig, examples: Sequence[Example]) -> None:
         super().__init__()
         self.network = MelVocoder(config)
         self.analyse = LogMel(config.mel)
@@ -264,7 +225,7 @@ class _MelTask(nn.Module):
         self.network.mel_mean.copy_(stacked.mean(0))
         self.network.mel_scale.copy_(stacked.std(0).clamp(min=0.1))
 
-    def losses(self, crops: _Crops) -> dict[str, Tensor]:
+    def losses(self, crops: Crops) -> dict[str, Tensor]:
         with torch.no_grad():
             target = self.analyse(crops.samples, padded=True)
             target = (target - self.network.mel_mean) / self.network.mel_scale
@@ -272,7 +233,7 @@ class _MelTask(nn.Module):
         mel_mask = mask.repeat_interleave(self.network.config.frames_per_unit, dim=1)[..., None]
         difference = ((mel - target[:, : mel.shape[1]]).abs() * mel_mask).sum()
         error = difference / (mel_mask.sum() * mel.shape[2])
-        return {"mel": error, "duration": _duration_loss(log_durations, crops)}
+        return {"mel": error, "duration": duration_loss(log_durations, crops)}
 
 
 class _HiFiGANTask(nn.Module):
@@ -286,14 +247,14 @@ class _HiFiGANTask(nn.Module):
         self.analyse = LogMel(MelConfig(config.sampling_rate))
         self.hop, self.context = config.hop, 0
 
-    def losses(self, crops: _Crops) -> dict[str, Tensor]:
+    def losses(self, crops: Crops) -> dict[str, Tensor]:
         mask = crops.frame_mask.repeat_interleave(self.hop, dim=1)
         target = crops.samples * mask
-        waveform = self.network(crops.frames) * mask
+        waveform = self.network(crops.frames, crops.speakers) * mask
         mel = F.l1_loss(self.analyse(waveform), self.analyse(target))
         spectral = torch.stack([_stft_loss(waveform, target, *size) for size in _STFT_SIZES]).mean()
         log_durations = self.network.log_durations(crops.units)
-        return {"mel": mel, "stft": spectral, "duration": _duration_loss(log_durations, crops)}
+        return {"mel": mel, "stft": spectral, "duration": duration_loss(log_durations, crops)}
 
 
 def _stft_loss(waveform: Tensor, target: Tensor, n_fft: int, hop: int) -> Tensor:

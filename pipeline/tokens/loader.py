@@ -139,18 +139,26 @@ class TokenSource:
                 yield sample, replace(position, taken=number)
 
     def batches(
-        self, size: int, epoch: int = 0, share: Share | None = None, after: Position | None = None
+        self,
+        size: int,
+        epoch: int = 0,
+        share: Share | None = None,
+        after: Position | None = None,
+        *,
+        max_units: int = 0,
     ) -> Iterator[Batch]:
         """Batches of at most `size` captions of like length; every caption once (`captions`: one: an image's once).
 
-        The batches of a block come in random order. A block that does not divide ends in a shorter batch.
+        max_units: units of a batch at most, padding included, in place of `size`; 0: no such bound. The batches of
+        a block come in random order. A block that does not divide ends in a shorter batch.
         """
         if size < 1:
             raise InputError(f"loader: a batch of {size} captions")
         share = share or Share()
         for block, position in self._blocks(epoch, share, after):
             examples = [Example(s.key, s.image, caption, s.jpg) for s in block for caption in s.captions]
-            cut = bucket([len(example.caption.units) for example in examples], size)
+            lengths = [len(example.caption.units) for example in examples]
+            cut = bucket_by_units(lengths, max_units) if max_units else bucket(lengths, size)
             order: Sequence[int] = range(len(cut))
             if self.shuffle:
                 order = self._rng(epoch, _BATCHES, share.number, position.start).permutation(len(cut)).tolist()
@@ -224,6 +232,18 @@ def bucket(lengths: Sequence[int], size: int) -> list[list[int]]:
     """The places of `lengths` in groups of at most `size`, sorted so that a group holds like lengths."""
     order = np.argsort(np.asarray(lengths, np.int64), kind="stable").tolist()
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def bucket_by_units(lengths: Sequence[int], max_units: int) -> list[list[int]]:
+    """As `bucket`, in groups that have at most `max_units` units when padded; one that is longer is alone."""
+    groups: list[list[int]] = []
+    for place in np.argsort(np.asarray(lengths, np.int64), kind="stable").tolist():
+        # Sorted: the one that comes is the longest so far.
+        if groups and lengths[place] * (len(groups[-1]) + 1) <= max_units:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 def pad_units(examples: Sequence[Example], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

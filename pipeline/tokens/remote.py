@@ -2,6 +2,10 @@
 
 A piece that does not come is asked for again, smaller and after a pause; what has come stays in a `.part` file, from
 which the next attempt or the next run goes on. A file gets its name only when size and SHA-256 are right.
+
+`pipeline.fetch` is another thing: one stream over plain http for files whose size and hash nobody knows beforehand. It
+tells versions apart by ETag, and needs nothing but the standard library. Neither could do the other's work: pieces need
+a known size, and s3, gs and the Hub need fsspec.
 """
 
 import os

@@ -128,8 +128,8 @@ def _read(corpus: Path, sides: tuple[int, int], resize: str, row: Row) -> NDArra
     return (tensor * 255).round().byte().numpy()
 
 
-def choose_rows(manifests: Path, split: str, number: int, seed: int) -> list[Row]:
-    """At most `number` rows of a split that have a picture, drawn with the seed, in manifest order."""
+def choose_rows(manifests: Path, split: str, number: int | None, seed: int) -> list[Row]:
+    """At most `number` rows (None: all) of a split that have a picture, drawn with the seed, in manifest order."""
     rows = [row for row in read_split(manifests, split) if row.image is not None]
     chosen = np.random.default_rng(seed).permutation(len(rows))[:number]
     return [rows[index] for index in sorted(chosen)]

@@ -35,9 +35,10 @@ def write_report(
     history: Sequence[dict[str, float]],
     images: torch.Tensor | None,
 ) -> None:
-    """Write metrics.json, usage.csv (codes from the most to the least used), training.csv (empty but
-    for its header without training) and reconstructions.png of `images` into `folder`; that is blank of None, and of
-    a tokenizer that only encodes.
+    """Write metrics.json, usage.csv, training.csv and reconstructions.png into `folder`.
+
+    usage.csv: codes from the most to the least used. training.csv: empty but for its header without training;
+    further losses are further columns. The pictures are `images`; blank of None, and of a tokenizer that only encodes.
 
     figures and counts as from `training.measure`, history as from `training.train_vit_vqgan`.
     """
@@ -45,8 +46,9 @@ def write_report(
     write_json(folder / "metrics.json", {name: round(value, 4) for name, value in figures.items()})
     lines = [f"{rank},{count}" for rank, count in enumerate(np.sort(counts)[::-1])]
     write_text(folder / "usage.csv", "\n".join(["rank,count", *lines]) + "\n")
-    lines = [",".join(f"{record[name]:.6g}" for name in TRAINING_FIELDS) for record in history]
-    write_text(folder / "training.csv", "\n".join([",".join(TRAINING_FIELDS), *lines]) + "\n")
+    columns = [*TRAINING_FIELDS, *sorted({name for record in history for name in record} - set(TRAINING_FIELDS))]
+    lines = [",".join(f"{record[name]:.6g}" for name in columns) for record in history]
+    write_text(folder / "training.csv", "\n".join([",".join(columns), *lines]) + "\n")
     with atomic_path(folder / "reconstructions.png") as temporary:
         blank = Image.new("RGB", model.config.image_sides[::-1], (128, 128, 128))
         sheet = blank if images is None or not model.can_decode else reconstruction_grid(model, images)

@@ -13,12 +13,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipeline.errors import InputError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.tensors import write_safetensors
+from pipeline.vision.folder import load_folder
 from pipeline.vision.transforms import Resize
 
 MODEL_TYPE = "taming_vqgan"
@@ -269,18 +268,4 @@ class TamingVQGAN(nn.Module):
 
 def load_taming_vqgan(folder: Path, device: str | torch.device = "cpu") -> TamingVQGAN:
     """The tokenizer saved in `folder`, in evaluation mode. InputError when something is missing or misfit."""
-    values = read_json(folder / "config.json")
-    path = folder / "model.safetensors"
-    try:
-        model = TamingVQGAN(TamingVQGANConfig.from_dict(values))
-        with safe_open(path, framework="pt") as weights:
-            model.load_state_dict({n: weights.get_tensor(n) for n in weights.keys()})  # noqa: SIM118
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'config.json'}: not a taming VQGAN's config ({error})") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: not readable as safetensors ({error})") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: weights do not fit config.json ({error})") from error
-    return model.to(device).eval()
+    return load_folder(folder, MODEL_TYPE, lambda v: TamingVQGAN(TamingVQGANConfig.from_dict(v)), device)

@@ -1,6 +1,7 @@
 """Any image tokenizer by its folder: config.json says which kind it is."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,3 +29,15 @@ def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> ImageTok
 def kind_of(model: ImageTokenizer) -> str:
     """The model_type that its config.json carries."""
     return taming_vqgan.MODEL_TYPE if isinstance(model, TamingVQGAN) else vit_vqgan.MODEL_TYPE
+
+
+def facts_of(model: ImageTokenizer) -> dict[str, Any]:
+    """What tokenizer.json beside image tokens says of the tokenizer that made them."""
+    return {
+        "grid": list(model.grid),
+        "image_size": list(model.config.image_sides),
+        "kind": kind_of(model),
+        "resize": model.config.resize,
+        "tokenizer_fingerprint": model.fingerprint,
+        "vocab": model.vocab_size,
+    }

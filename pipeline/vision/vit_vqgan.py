@@ -15,12 +15,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from pipeline.errors import InputError
-from pipeline.files import atomic_path, read_json, write_json
+from pipeline.files import atomic_path, write_json
+from pipeline.vision.folder import load_folder
 from pipeline.vision.transforms import Resize
 
 DIM_HEAD = 64
@@ -280,11 +280,15 @@ class ViTVQGAN(nn.Module):
 
         The codebook loss is 0.25 ||sg(e) - z||^2 + ||e - sg(z)||^2 on unit vectors, averaged over elements.
         """
-        z = self.encode(images)
+        passed, loss, codes = self.quantize(self.encode(images))
+        return self.decode(passed), loss, codes
+
+    def quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Straight-through codes of unit vectors [batch, n, embed_dim], codebook loss as in `forward`, code numbers."""
         codes = self.quantizer.lookup(z.detach())
         e = F.normalize(self.quantizer.embedding(codes), dim=-1)
         loss = 0.25 * F.mse_loss(z, e.detach()) + F.mse_loss(e, z.detach())
-        return self.decode(z + (e - z).detach()), loss, codes
+        return z + (e - z).detach(), loss, codes
 
     def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; `metadata` replaces the config's own."""
@@ -309,23 +313,5 @@ def _initialise(module: nn.Module) -> None:
 
 def load_vit_vqgan(folder: Path, device: str | torch.device = "cpu") -> ViTVQGAN:
     """The tokenizer saved in `folder`, in evaluation mode. InputError when something is missing or misfit."""
-    values = read_json(folder / "config.json")
-    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
-        raise InputError(f"{folder / 'config.json'}: model_type is not {MODEL_TYPE!r}; give a ViT-VQGAN's folder")
-    try:
-        model = ViTVQGAN(ViTVQGANConfig.from_dict(values))
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: not a ViT-VQGAN's config ({error})") from error
-    path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as weights:
-            # The original's checkpoints carry their losses' networks too.
-            state = {n: weights.get_tensor(n) for n in weights.keys() if not n.startswith("loss.")}  # noqa: SIM118
-        model.load_state_dict(state)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: not readable as safetensors ({error})") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: weights do not fit config.json ({error})") from error
-    return model.to(device).eval()
+    # The original's checkpoints carry their losses' networks too.
+    return load_folder(folder, MODEL_TYPE, lambda v: ViTVQGAN(ViTVQGANConfig.from_dict(v)), device, ("loss.",))

@@ -202,3 +202,57 @@ def units(
     typer.echo(f"{out}: {report.counts.get('utterances', 0)} captions, {len(report.rejects)} without units")
     if unused:
         typer.echo(f"  {unused} utterances of {source} belong to no caption of {manifests}")
+
+
+@command.command()
+def images(
+    source: Annotated[Path, typer.Argument(help="SeiT's <name>.data.bin.gz, with <name>.index.npy.gz beside it.")],
+    names: Annotated[Path, typer.Option(help="Text file: the archive's pictures in order, a path a line.")],
+    vqgan: Annotated[Path, typer.Option(help="Folder of the tokenizer that made them: `import vqgan`.")],
+    manifests: Annotated[Path, typer.Option(help="Rows whose pictures these are.")] = Path("manifests"),
+    out: Annotated[Path, typer.Option(help="Write here, as the stage images does.")] = Path("data/images"),
+    max_reject_fraction: Annotated[float, typer.Option(min=0, max=1, help="Pictures without tokens at most.")] = 0.01,
+) -> None:
+    """An archive of SeiT's -> data/images, in place of the stage images; pictures matched by name.
+
+    A tokenizer that keeps the centre of its grid (--crop-tokens of `import vqgan`) takes the centre of whole grids.
+    """
+    from functools import partial
+
+    from pipeline.files import fingerprint, sha256_file, write_json
+    from pipeline.manifest import read_rows
+    from pipeline.runner import code_fingerprint, run_shards
+    from pipeline.tokens import seit
+    from pipeline.tokens.join import choose_shards
+    from pipeline.vision.tokenizer import facts_of, load_tokenizer
+    from stages._settings import from_environment
+
+    scratch = from_environment().scratch_dir
+    model = load_tokenizer(vqgan)
+    facts = facts_of(model)
+    shards, _ = choose_shards(manifests)
+    rows = [row for name in shards for row in read_rows(manifests / f"{name}.jsonl")]
+    files = [path for path in (source, seit.index_path(source), names) if path.is_file()]
+    digest = fingerprint(
+        [[sha256_file(path) for path in files], facts, code_fingerprint([seit])]
+        + [sha256_file(manifests / f"{name}.jsonl") for name in shards]
+    )
+    with seit.open_archive(source, names, scratch / f"seit-{digest}.bin") as archive:
+        places = seit.match_names(rows, archive)
+        work = seit.ImagesImport(manifests, archive, places, model.grid, model.config.grid, model.vocab_size)
+        report = run_shards(
+            partial(seit.import_shard, work),
+            shards,
+            out,
+            scratch_dir=scratch,
+            fingerprint=digest,
+            num_workers=1,
+            label="images",
+            max_reject_fraction=max_reject_fraction,
+            num_items=sum(row.image is not None for row in rows),
+            finish=lambda folder, _: write_json(folder / "tokenizer.json", facts),
+        )
+    typer.echo(f"{out}: {report.counts.get('images', 0)} pictures, {len(report.rejects)} without tokens")
+    unused = len(archive.names) - len(set(places.values()))
+    if unused:
+        typer.echo(f"  {unused} entries of {source} belong to no picture of {manifests}")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.corpora.world.draw import render
 from pipeline.corpora.world.scenes import sample_scene
@@ -11,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_file
 from pipeline.manifest import Caption, Image, Row, read_rejects, write_splits
 from pipeline.tokens.parts import read_images_part
+from pipeline.vision.lpips import LPIPS
 from pipeline.vision.vit_vqgan import load_vit_vqgan
 from stages import images, vqgan
 from stages._cli import StageContext
@@ -128,3 +131,37 @@ def test_a_trial_takes_a_few_rows_and_a_dry_run_writes_nothing(tmp_path, corpus)
     assert not encode(tmp_path, "dry", dry_run=True).exists()
     trial = encode(tmp_path, "trial", limit=1)
     assert sum(len(read_images_part(path)) for path in trial.rglob("*.npz")) <= 2
+
+
+def test_a_tokenizer_trains_with_everything_from_a_stream(tmp_path, corpus):
+    torch.manual_seed(0)
+    network = LPIPS()
+    for head in network.heads:
+        head.data.uniform_(0, 1)
+    names = {f"heads.{n}": f"lin{n}.model.1.weight" for n in range(5)}
+    state = {names.get(name, name): value for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / "lpips.safetensors")
+    full = {
+        "perceptual_weights": str(tmp_path / "lpips.safetensors"),
+        "adversarial_weight": 0.1,
+        "discriminator_layers": 2,
+        "discriminator_channels": 4,
+        "pictures": "stream",
+        "augment": "crop_flip",
+        "average_decay": 0.9,
+        "mlp_ratio": 4,
+        "steps": 3,
+    }
+    out = provide(tmp_path, TINY.model_copy(update=full))
+    first = contents(out)
+    assert first == contents(provide(tmp_path, TINY.model_copy(update=full)))
+    figures = read_json(out / "metrics.json")
+    assert figures["lpips"] > 0 and figures["frechet_vgg"] >= 0
+    header = (out / "training.csv").read_text().splitlines()[0]
+    extra = "adversarial,adversarial_weight,discriminator,perceptual"
+    assert header == f"step,l1,l2,codebook,rate,used,{extra}"
+    assert load_vit_vqgan(out).config.encoder.mlp_dim == 64
+    with pytest.raises(InputError, match="augment: crop_flip needs pictures: stream"):
+        provide(tmp_path, TINY.model_copy(update={"augment": "crop_flip"}))
+    with pytest.raises(InputError, match="nowhere"):
+        provide(tmp_path, TINY.model_copy(update={"perceptual_weights": str(tmp_path / "nowhere")}))

@@ -15,46 +15,19 @@ from pipeline.files import read_json, write_json
 from pipeline.speech.kmeans import Codebook
 from pipeline.tokens import carried, index
 from pipeline.tokens.contents import write_contents
-from stages import evaluate, shards, train
-from stages._cli import StageContext
-from stages._settings import Settings
+from stages import evaluate, train
 from tests.http_server import serve
-from tests.pipeline.tokens.synthetic import write_corpus
+from tests.stages.made_shards import BUNDLED, context, make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLED = ROOT / "pipeline" / "bundled" / "vit_vqgan"
 SMALL = ["--steps", "2", "--evaluate-every", "2", "--batch-size", "8"]
 SMALL += ["--num-pieces", "0", "--num-validation-images", "2"]
-
-
-def context(root: Path, stage: str = "shards") -> StageContext:
-    return StageContext(stage, Settings(1, 1, "cpu", "loky", root / "scratch", root / "logs"))
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """What somebody else published: synthetic tokens said to be of the bundled image tokenizer and of a codebook."""
-    root = tmp_path_factory.mktemp("publisher")
-    write_corpus(root)
-    codebook = Codebook(np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), {"layer": 3})
-    codebook.save(root / "codebook.safetensors")
-    about = read_json(root / "units" / "units.json")
-    write_json(root / "units" / "units.json", {**about, "codebook_fingerprint": codebook.fingerprint})
-    codes, fingerprint = carried.read_image_codebook(BUNDLED / "model.safetensors")
-    tokenizer = {"tokenizer_fingerprint": fingerprint, "vocab": len(codes), "grid": [4, 4]}
-    write_json(root / "images" / "tokenizer.json", tokenizer)
-    shards.run(
-        shards.Params(include_pixels=False),
-        context(root),
-        root=root / "corpus",
-        manifests=root / "manifests",
-        codebook=root / "codebook.safetensors",
-        vqgan=BUNDLED,
-        units=root / "units",
-        images=root / "images",
-        out=root / "shards",
-    )
-    return root / "shards"
+    return make_shards(tmp_path_factory.mktemp("publisher"))
 
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

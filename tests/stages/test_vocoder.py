@@ -1,6 +1,10 @@
 """The vocoder stage on a tiny corpus: choice of speaker, held-out utterances, files, imported vocoders."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,14 @@ from stages._cli import StageContext
 from stages._settings import Settings
 from stages.vocoder import Params, run
 
+ROOT = Path(__file__).parents[2]
 FINGERPRINT = "0123456789abcdef"
 TINY: dict[str, Any] = {
     "steps": 3,
     "batch_size": 2,
     "crop_frames": 8,
     "channels": 32,
+    "discriminator_channels": 128,
     "griffin_lim_iterations": 2,
 }
 
@@ -110,7 +116,69 @@ def test_an_imported_vocoder_is_taken_when_it_fits(tmp_path: Path) -> None:
         run(imported, _context(tmp_path), **paths, out=tmp_path / "other")
 
 
+def test_all_speakers_can_be_learnt_and_gone_on_from(tmp_path: Path) -> None:
+    paths = _corpus(tmp_path)
+    params = {**TINY, "kind": "hifigan", "speakers": "all", "speaker": "bob", "steps": 1}
+    run(Params(**params), _context(tmp_path), **paths, out=tmp_path / "all")
+    vocoder = load_vocoder(tmp_path / "all")
+    assert vocoder.speakers == ("bob", "ann") and vocoder.info.speaker == "bob"
+    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert metrics["num_train_utterances"] == 6 and metrics["num_utterances"] == 2
+    start = {"start": str(tmp_path / "all")}
+    with pytest.raises(InputError, match="its voices are bob, ann, training asks for one"):
+        run(Params(**{**params, **start, "speakers": "one"}), _context(tmp_path), **paths, out=tmp_path / "none")
+    run(Params(**params, **start), _context(tmp_path), **paths, out=tmp_path / "further")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("all", "further")]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"speakers": "all"}, "speakers: all needs kind: hifigan"),
+        ({"start": "somewhere"}, "start: somewhere needs kind: hifigan"),
+        ({"kind": "hifigan", "discriminators": False, "precision": "bf16"}, "precision: bf16 needs kind: hifigan with"),
+        ({"kind": "hifigan", "start": "nowhere"}, "nowhere/config.json: no such file"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(Params(**TINY, **given), _context(tmp_path), **_corpus(tmp_path), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     paths = _corpus(tmp_path)
     run(Params(**TINY), _context(tmp_path, dry_run=True), **paths, out=tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_voice(tmp_path: Path) -> None:
+    """kill -9 after the first checkpoint (1,000 steps); the same command again ends as an unbroken run does.
+
+    The other kind goes the same way, and takes minutes: tests/pipeline/speech/test_hifigan_training.py interrupts it.
+    """
+    _corpus(tmp_path)
+    flags = ["--kind", "mel", "--steps", "1500", "--batch-size", "1", "--crop-frames", "4", "--channels", "8"]
+    flags += ["--manifests", "manifests", "--root", "corpus", "--units", "units", "--params", str(ROOT / "params.yaml")]
+
+    def start(out: str, scratch: str) -> subprocess.Popen[bytes]:
+        settings = {"I2S_THREADS": "1", "I2S_DEVICE": "cpu", "I2S_SCRATCH": scratch, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "stages", "vocoder", *flags, "--out", out]
+        return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **settings}, stderr=subprocess.DEVNULL)
+
+    killed = start("out", "scratch")
+    while not list((tmp_path / "scratch").glob("vocoder-*/state.json")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "out").exists()
+    assert start("out", "scratch").wait() == 0
+    assert not list((tmp_path / "scratch").glob("vocoder-*"))
+    assert start("whole", "other").wait() == 0
+    for name in ("config.json", "model.safetensors", "metrics.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    steps = [json.loads(line).get("step") for line in (tmp_path / "logs" / "vocoder.jsonl").read_text().splitlines()]
+    assert steps.count(0) == 2  # of the killed and the unbroken run; the resumed one began later

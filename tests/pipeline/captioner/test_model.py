@@ -162,7 +162,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     assert (tmp_path / "c").exists()
     halves = small("tokens")
     train_captioner(halves, vocabulary, examples, examples, settings, lambda step, figures: None, tmp_path / "c")
-    assert not (tmp_path / "c").exists()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halves.state_dict()[name]), name
 
@@ -183,3 +182,12 @@ def test_unit_error_rate_takes_the_nearest_reference():
 def test_a_folder_without_a_captioner_is_named(tmp_path):
     with pytest.raises(InputError, match="no captioner there"):
         load_captioner(tmp_path)
+
+
+def test_tokens_vectors_and_the_centre_of_a_larger_grid_are_one_image():
+    model, batch = small("tokens"), images("tokens", 2)
+    larger = torch.nn.functional.pad(batch, (2, 2, 1, 1), value=9)
+    codebook = model.git.image_encoder.vision_model.embeddings.codebook
+    expected = model.encode_images(batch)
+    for same in (codebook[batch[:, 0]].permute(0, 3, 1, 2), larger):
+        assert torch.equal(model.encode_images(same), expected)

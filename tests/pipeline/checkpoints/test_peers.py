@@ -1,7 +1,7 @@
 """Against the originals: random weights saved by the original code in its own format, imported, and compared.
 
-Needs an environment with fairseq, taming-transformers and enhancing-transformers beside ours (docs/parity.md
-says how to make one); each test is passed over where its package is missing.
+Needs an environment with fairseq, taming-transformers, enhancing-transformers and SeiT's reader beside ours
+(docs/parity.md says how to make one); each test is passed over where its package is missing.
 """
 
 from pathlib import Path
@@ -15,8 +15,11 @@ from pipeline.checkpoints.hubert import import_hubert
 from pipeline.checkpoints.image_tokenizers import TokenizerSources, import_image_tokenizer
 from pipeline.checkpoints.vocoder import import_vocoder
 from pipeline.files import write_json
+from pipeline.manifest import Caption, Image, Row, read_split, write_splits
 from pipeline.speech.hubert import SpeechEncoder
 from pipeline.speech.kmeans import Codebook
+from pipeline.tokens.parts import ImagesPart, write_images_part
+from pipeline.tokens.seit import export_images, open_archive
 from pipeline.vision.tokenizer import load_tokenizer
 from tests.pipeline.checkpoints.test_vocoder import CONFIG
 
@@ -173,3 +176,22 @@ def test_vit_vqgan_of_enhancing_transformers(tmp_path: Path) -> None:
     assert len(codes.unique()) > 5
     assert torch.equal(codes.flatten(1), indices.view(3, -1))
     say("ViT-VQGAN, pictures from codes", ours.decode_codes(codes), rebuilt)
+
+
+def test_archives_of_seit(tmp_path: Path) -> None:
+    """An archive that we wrote, read by SeiT's own functions and by ours."""
+    theirs = pytest.importorskip("seit_reader")
+
+    captions = [Caption(f"c{n}", "a.wav", 1, 1, "0" * 64, "", "") for n in range(20)]
+    rows = [Row(f"k{n}", Image(f"{n}.jpg", 256, 256, "0" * 64), (captions[n],)) for n in range(20)]
+    write_splits(tmp_path / "manifests", {"train": rows}, rows_per_shard=20, seed=0)
+    tokens = np.random.default_rng(0).integers(510, size=(20, 32, 32)).astype(np.uint16)
+    keys = np.array([row.key for row in read_split(tmp_path / "manifests", "train")])
+    write_images_part(tmp_path / "images/train/00000.npz", ImagesPart(keys, tokens))
+    data, index, names = export_images(tmp_path / "manifests", tmp_path / "images", "train", tmp_path / "out")
+    archive = theirs.load_from_gz(data, index)
+    with open_archive(data, names, tmp_path / "unpacked") as ours:
+        for number in range(20):
+            expected = tokens[number].flatten()
+            np.testing.assert_array_equal(theirs.get_data_index_of(*archive, number), expected)
+            np.testing.assert_array_equal(ours.entry(number), expected)

@@ -11,13 +11,8 @@ from pipeline.errors import InputError
 from pipeline.speech.hifigan import HiFiGANConfig, small_config
 from pipeline.speech.mel_vocoder import MelVocoderConfig
 from pipeline.speech.vocoder import Vocoder, VocoderInfo, load_vocoder, save_vocoder
-from pipeline.speech.vocoder_training import (
-    Example,
-    TrainingSettings,
-    make_example,
-    measure_vocoder,
-    train_vocoder,
-)
+from pipeline.speech.vocoder_crops import Example, make_example
+from pipeline.speech.vocoder_training import TrainingSettings, measure_vocoder, train_vocoder
 
 NOTES = (220.0, 330.0, 440.0, 660.0)
 

@@ -1,5 +1,6 @@
 """Training of the tokenizer: it learns, uses its codes, resumes exactly; the bundled one keeps its promise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from pipeline.corpora.world.draw import render
 from pipeline.corpora.world.scenes import sample_scene
 from pipeline.errors import InputError
 from pipeline.files import read_json
+from pipeline.vision.codebook import follow
 from pipeline.vision.encode import batch_sampler
+from pipeline.vision.losses import Adversary
+from pipeline.vision.lpips import LPIPS
 from pipeline.vision.pretrain import pretrain_vqgan
 from pipeline.vision.training import VQGANTraining, measure, train_vit_vqgan
 from pipeline.vision.transforms import image_to_tensor
@@ -83,3 +87,119 @@ def test_the_bundled_tokenizer_does_what_its_card_says():
     figures, _ = measure(model, scenes("test_novel", 48, 64).split(16))
     assert figures["psnr"] > claimed["novel"]["psnr"] - 1.0 and claimed["scenes"]["psnr"] >= 27
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 4e6
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> LPIPS:
+    torch.manual_seed(5)
+    network = LPIPS()
+    for head in network.heads:
+        head.data.uniform_(0, 1)
+    return network
+
+
+EVERYTHING = replace(
+    SETTINGS,
+    steps=8,
+    continuous_steps=2,
+    logit_laplace_weight=0.1,
+    perceptual_weight=0.1,
+    adversary=Adversary(loss="hinge", start=3, layers=2, channels=4, adaptive=True),
+    codebook_decay=0.9,
+    average_decay=0.9,
+    checkpoint_every=3,
+    log_every=1,
+)
+
+
+def test_all_losses_together_train_log_and_resume_to_the_same_weights(tmp_path, perceptual):
+    sampler = batch_sampler(pictures(), 4, 0)
+    unbroken, broken, resumed = tiny(), tiny(), tiny()
+    history = train_vit_vqgan(unbroken, sampler, EVERYTHING, perceptual=perceptual, progress=False)
+    extra = {"logit_laplace", "perceptual", "adversarial", "adversarial_weight", "discriminator"}
+    assert set(history[0]) == {"step", "l1", "l2", "codebook", "rate", "used"} | extra
+    assert history[2]["discriminator"] == 0 < history[3]["discriminator"]
+    assert history[-1]["l2"] < history[0]["l2"] and history[-1]["used"] > 0
+    assert all(p.requires_grad for n, p in unbroken.named_parameters() if "pos_embedding" not in n)
+
+    def dies(step: int) -> torch.Tensor:
+        if step == 7:
+            raise KeyboardInterrupt
+        return sampler(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_vit_vqgan(broken, dies, EVERYTHING, perceptual=perceptual, checkpoint=tmp_path, progress=False)
+    again = train_vit_vqgan(resumed, sampler, EVERYTHING, perceptual=perceptual, checkpoint=tmp_path, progress=False)
+    assert resumed.fingerprint == unbroken.fingerprint and again == history
+
+
+def test_an_adversary_in_waiting_changes_nothing():
+    sampler = batch_sampler(pictures(), 8, 0)
+    plain, waiting = tiny(), tiny()
+    short = replace(SETTINGS, steps=12)
+    train_vit_vqgan(plain, sampler, short, progress=False)
+    adversary = Adversary(start=100, layers=2, channels=4)
+    train_vit_vqgan(waiting, sampler, replace(short, adversary=adversary), progress=False)
+    assert plain.fingerprint == waiting.fingerprint
+
+
+def test_following_codes_move_towards_their_vectors_and_others_stay():
+    model = tiny()
+    codes = torch.tensor([3, 3, 7])
+    vectors = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
+    before = torch.nn.functional.normalize(model.quantizer.embedding.weight.detach().clone(), dim=1)
+    follow(model, vectors, codes, 0.9)
+    after = model.quantizer.embedding.weight.detach()
+    for code, mean in ((3, vectors[:2].sum(0)), (7, vectors[2])):
+        moved = 0.9 * before[code] + 0.1 * mean / mean.norm()
+        torch.testing.assert_close(after[code], moved / moved.norm())
+    assert torch.equal(after[4], tiny().quantizer.embedding.weight.detach()[4])
+
+
+def test_the_average_is_that_of_the_steps():
+    sampler = batch_sampler(pictures(), 8, 0)
+    weights = []
+
+    def watched(step: int) -> torch.Tensor:
+        weights.append(model.pre_quant.weight.detach().clone())
+        return sampler(step)
+
+    model = tiny()
+    settings = VQGANTraining(4, average_decay=0.5, continuous_steps=0, warmup_steps=1)
+    train_vit_vqgan(model, watched, settings, fresh_codebook=False, progress=False)
+    last = tiny()
+    train_vit_vqgan(last, sampler, replace(settings, average_decay=0.0), fresh_codebook=False, progress=False)
+    mean = weights[0]
+    for step, after in enumerate([*weights[1:], last.pre_quant.weight.detach()]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * after
+    torch.testing.assert_close(model.pre_quant.weight.detach(), mean)
+
+
+def test_restarts_can_be_left_out_and_fp16_is_refused():
+    sampler = batch_sampler(pictures(), 8, 0)
+    used = []
+    for every in (0, 5):
+        model = tiny()
+        train_vit_vqgan(model, sampler, replace(SETTINGS, restart_every=every), progress=False)
+        used.append(measure(model, torch.from_numpy(pictures()).float().div(255).split(8))[0]["usage"])
+    assert used[0] < used[1]
+    with pytest.raises(InputError, match="fp32 or bf16"):
+        train_vit_vqgan(tiny(), sampler, replace(SETTINGS, precision="fp16"), progress=False)
+
+
+def test_bf16_trains_the_same_weights_in_float32():
+    model = tiny()
+    history = train_vit_vqgan(
+        model, batch_sampler(pictures(), 8, 0), replace(SETTINGS, precision="bf16"), progress=False
+    )
+    assert history[-1]["l2"] < history[0]["l2"] / 3
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_perceptual_figures_come_with_the_network_only(perceptual):
+    images = scenes("train", 4, 32).split(2)
+    plain, _ = measure(tiny().eval(), images)
+    figures, _ = measure(tiny().eval(), images, perceptual)
+    assert set(figures) - set(plain) == {"lpips", "frechet_vgg"}
+    assert figures["lpips"] > 0 and figures["frechet_vgg"] > 0 and figures["psnr"] == plain["psnr"]

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.files import write_json
+from pipeline.vision.taming_vqgan import load_taming_vqgan
 from pipeline.vision.transforms import image_to_tensor, tensor_to_image
 from pipeline.vision.vit_vqgan import (
     TransformerConfig,
@@ -135,6 +137,15 @@ def test_wrong_folders_are_refused_by_name(model, tmp_path):
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="do not fit"):
         load_vit_vqgan(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: no such file"):
+        load_vit_vqgan(tmp_path)
+    with pytest.raises(InputError, match="model_type is 'vit_vqgan', not 'taming_vqgan'"):
+        load_taming_vqgan(tmp_path)
+    for load, kind in ((load_vit_vqgan, "vit_vqgan"), (load_taming_vqgan, "taming_vqgan")):
+        write_json(tmp_path / "config.json", {"model_type": kind, "image_size": 16, "n_embed": "many"})
+        with pytest.raises(InputError, match=f"not the config of a {kind}"):
+            load(tmp_path)
 
 
 def test_pictures_become_squares_by_squashing_or_cropping():

@@ -1,0 +1,90 @@
+"""Where an interrupted training goes on: weights, optimisers, random state and anything JSON can hold. No pickle.
+
+A folder of `state.json` and `step-N.safetensors`. The number of the step is in the file's name and state.json is
+written after it, so that a kill at any moment leaves one pair that belongs together.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.files import atomic_path, fingerprint, read_json, write_json
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    settings: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the state after `step` steps and remove the one before. settings: what must be the same on return."""
+    tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for name, module in modules.items():
+        tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+    # Copies, because safetensors refuses tensors that share memory.
+    kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_path(folder / _name(step)) as temporary:
+        temporary.write_bytes(save(kept))
+    write_json(folder / "state.json", {"step": step, "settings": fingerprint(dict(settings)), "facts": dict(facts)})
+    for path in folder.glob("step-*.safetensors"):
+        if path.name != _name(step):
+            path.unlink()
+
+
+def load_state(
+    folder: Path,
+    settings: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> tuple[int, dict[str, Any]] | None:
+    """Put everything back; gives (steps done, facts), or None when the folder holds no state.
+
+    InputError for a state of other settings, or one that is broken or does not fit.
+    """
+    if not (folder / "state.json").exists():
+        return None
+    state = read_json(folder / "state.json")
+    if state["settings"] != fingerprint(dict(settings)):
+        raise InputError(f"{folder}: a checkpoint of other training settings; remove the folder to start again")
+    path = folder / _name(state["step"])
+    try:
+        with safe_open(path, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{path}: not readable ({error}); remove the folder {folder} to start again") from error
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(_under(tensors, f"module.{name}."))
+    except RuntimeError as error:
+        raise InputError(f"{path}: of another model ({error}); remove the folder {folder} to start again") from error
+    for name, optimizer in optimizers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, f"optimizer.{name}.").items():
+            index, _, moment = key.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return int(state["step"]), dict(state["facts"])
+
+
+def _name(step: int) -> str:
+    return f"step-{step}.safetensors"
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
