@@ -28,10 +28,18 @@ class Params(Section):
     splits: list[str] = Field([], description="Splits to score; none given: all whose names start with `test`.")
     max_items: int = Field(0, ge=0, description="Images of a split, the first so many; 0: all.")
     max_captions: int = Field(1, ge=0, description="Recordings of an image in the first two rungs; 0: all.")
-    recogniser: Literal["pocketsphinx", "wav2vec2", "ctc"] = Field(
+    recogniser: Literal["pocketsphinx", "wav2vec2", "whisper", "ctc"] = Field(
         "pocketsphinx", description="Whose transcripts are scored."
     )
-    recogniser_model: str = Field("", description="Folder of the wav2vec 2.0 (or ctc) model.")
+    recogniser_model: str = Field("", description="wav2vec2, whisper (or ctc): folder, or id of a cached model.")
+    recogniser_batch_size: int = Field(1, ge=1, description="wav2vec2, whisper: utterances at a time.")
+    recogniser_min_seconds: float = Field(
+        1.0, ge=0, description="wav2vec2: shorter ones get silence; the paper: 1 in validation, 0 in its test."
+    )
+    recogniser_language: str = Field("en", description="whisper of several languages: which; empty: it decides.")
+    recogniser_task: Literal["transcribe", "translate"] = Field(
+        "transcribe", description="whisper of several languages: as it was said, or in English."
+    )
     second_recogniser: Literal["ctc", "none"] = Field("ctc", description="The stricter one, without a vocabulary.")
     language_model: str = Field(
         "captions",
@@ -284,6 +292,11 @@ def _listen(
     for name, recogniser in recognisers.items():
         ladder.listen(groups, name, recogniser)
         context.log(event="heard", recogniser=name)
+        if cut := getattr(recogniser, "num_cut", 0):
+            notes.append(f"{cut} utterances are longer than 30 seconds; {name} heard their start alone.")
+    model = f" ({Path(params.recogniser_model).name})" if params.recogniser_model else ""
+    others = f"; beside it: {', '.join(list(recognisers)[1:])}" if len(recognisers) > 1 else ""
+    notes.insert(0, f"Recogniser whose transcripts are scored: {params.recogniser}{model}{others}.")
     return list(recognisers)
 
 
@@ -304,7 +317,11 @@ def _recognisers(
         notes.append(f"The recogniser's vocabulary and language model are made of {whose}, which flatters it.")
         language_model = "captions"
     settings = RecogniserSettings(
-        params.recogniser, params.recogniser_model, language_model, params.ngram_order, params.dither, params.seed
+        *(params.recogniser, params.recogniser_model, language_model, params.ngram_order, params.dither, params.seed),
+        batch_size=params.recogniser_batch_size,
+        min_seconds=params.recogniser_min_seconds,
+        language=params.recogniser_language,
+        task=params.recogniser_task,
     )
     device = resolve_device(context.settings.device)
     first = make_recogniser(settings, texts, context.settings.num_workers, device)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipeline.errors import InputError
 
 SAMPLE_RATE = 16_000
-NAMES = ("pocketsphinx", "ctc", "wav2vec2")
+NAMES = ("pocketsphinx", "ctc", "wav2vec2", "whisper")
 
 
 class Recogniser(Protocol):
@@ -31,7 +31,9 @@ class RecogniserSettings:
     """Which recogniser, and what it is given. Fields that a kind does not know are not looked at.
 
     language_model (pocketsphinx): "captions" for an n-gram model of the texts given, "default" for the
-    general one of the wheel, or the path of an ARPA file. model (wav2vec2, ctc): a folder.
+    general one of the wheel, or the path of an ARPA file. model (wav2vec2, whisper, ctc): a folder.
+    batch_size: utterances that wav2vec2 and whisper take at a time. min_seconds (wav2vec2): shorter ones are filled
+    up with silence. language, task (whisper of several languages): a code such as "en"; transcribe or translate.
     """
 
     name: str = "pocketsphinx"
@@ -40,6 +42,10 @@ class RecogniserSettings:
     ngram_order: int = 3
     dither: float = 0.01
     seed: int = 0
+    batch_size: int = 1
+    min_seconds: float = 1.0
+    language: str = "en"
+    task: str = "transcribe"
 
 
 def make_recogniser(
@@ -64,7 +70,22 @@ def make_recogniser(
     if settings.name == "wav2vec2":
         from pipeline.evaluation.wav2vec2 import Wav2Vec2Recogniser
 
-        if not settings.model:
-            raise InputError("recogniser wav2vec2 needs recogniser_model: the folder of a wav2vec 2.0 model")
-        return Wav2Vec2Recogniser(settings.model, device)
+        return Wav2Vec2Recogniser(
+            _model(settings), device, batch_size=settings.batch_size, min_seconds=settings.min_seconds
+        )
+    if settings.name == "whisper":
+        from pipeline.evaluation.whisper import WhisperRecogniser
+
+        return WhisperRecogniser(
+            *(_model(settings), device),
+            batch_size=settings.batch_size,
+            language=settings.language,
+            task=settings.task,
+        )
     raise InputError(f"recogniser: {settings.name!r} is unknown; known are {', '.join(NAMES)}")
+
+
+def _model(settings: RecogniserSettings) -> str:
+    if not settings.model:
+        raise InputError(f"recogniser {settings.name} needs recogniser_model: the folder of a model, or a cached id")
+    return settings.model
