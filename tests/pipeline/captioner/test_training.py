@@ -64,9 +64,11 @@ def assert_same(first, second) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def distance(first, second) -> float:
+def distance(first, second, but: str = "none") -> float:
+    """The largest difference of two models' weights, `but` for those whose names end so."""
     other = second.state_dict()
-    return max(float((value - other[name]).abs().max()) for name, value in first.state_dict().items())
+    kept = {name: value for name, value in first.state_dict().items() if not name.endswith(but)}
+    return max(float((value - other[name]).abs().max()) for name, value in kept.items())
 
 
 def test_schedules_by_name():
@@ -84,7 +86,8 @@ def test_turns_change_nothing_but_rounding():
     """With a tower in training its batch norm would see a turn at a time."""
     whole, _, told = learn(SETTINGS, dropout=0.0, frozen=True)
     turns, _, told_in_turns = learn(replace(SETTINGS, accumulation_steps=3), dropout=0.0, frozen=True)
-    assert distance(whole, turns) < 2e-4
+    # The loss does not depend on a key's bias (softmax): its gradient is rounding alone, which Adam makes large.
+    assert distance(whole, turns, but="key.bias") < 5e-5
     for (_, figures), (_, other) in zip(told, told_in_turns, strict=True):
         assert figures["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
