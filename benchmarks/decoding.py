@@ -18,6 +18,7 @@ from pipeline.captioner.model import Captioner, load_captioner
 from pipeline.captioner.setup import read_examples
 from pipeline.captioner.training import unit_error_rate
 from pipeline.captioner.vocabulary import UnitVocabulary
+from pipeline.vision.transforms import image_to_tensor
 
 WAYS = {
     "greedy": GenerationSettings(),
@@ -51,7 +52,7 @@ def main() -> None:
     model = load_captioner(options.model).to(options.device)
     vocabulary = UnitVocabulary.load(options.model / "unit_vocabulary.json")
     limit = options.images or (60 if options.small else None)
-    examples = read_examples(options.shards, options.split, model, limit, cache=True)
+    examples = read_examples(options.shards, options.split, model, image_to_tensor, limit, cache=True)
     found: dict[str, npt.NDArray[np.float64]] = {}
     times: dict[str, float] = {}
     rng = np.random.default_rng(0)

@@ -182,6 +182,7 @@ def _train(
     from pipeline.files import fingerprint
     from pipeline.tokens.carried import refuse_misfits
     from pipeline.tokens.index import read_index
+    from pipeline.vision.transforms import image_to_tensor
     from stages._trackers import watched
 
     torch.set_num_threads(max(1, context.settings.num_threads // processes.num_local))
@@ -195,11 +196,11 @@ def _train(
     cache = params.freeze_vision and augment is None
     train: Examples | Stream
     if params.streaming and context.limit is None:
-        train = open_stream(shards, "train", model, params.seed)
+        train = open_stream(shards, "train", model, image_to_tensor, params.seed)
     else:
-        train = read_examples(shards, "train", model, context.limit, cache=cache)
+        train = read_examples(shards, "train", model, image_to_tensor, context.limit, cache=cache)
     validation = read_examples(
-        shards, validation_split, model, params.num_validation_images, cache=params.freeze_vision
+        shards, validation_split, model, image_to_tensor, params.num_validation_images, cache=params.freeze_vision
     )
     run_name = fingerprint([params.model_dump(exclude=_NOT_DECIDING), index["fingerprint"], context.limit])
     checkpoint = context.settings.scratch_dir / f"train-{run_name}.safetensors"

@@ -1,7 +1,7 @@
 """From shards and a starting point to a captioner ready to train, and to the examples it trains on."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from pipeline.tokens.read import read_samples
 from pipeline.tokens.sample import Sample
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+ToPixels = Callable[[Image.Image, int, Any], torch.Tensor]
+"""(picture, side, `squash` or `crop`) -> float32 [3, side, side] in [0, 1]: `pipeline.vision.transforms`, which this
+package does not know."""
+
 _WORDS_ONLY = ("git.embeddings.word_embeddings.", "output.")
 _DECODER = ("git.encoder.", "git.embeddings.")
 
@@ -157,7 +161,13 @@ def _codebook(shards_dir: Path, about: Mapping[str, Any], vqgan_dir: Path | None
 
 
 def read_examples(
-    shards_dir: Path, split: str, model: Captioner, limit: int | None = None, *, cache: bool = False
+    shards_dir: Path,
+    split: str,
+    model: Captioner,
+    to_pixels: ToPixels,
+    limit: int | None = None,
+    *,
+    cache: bool = False,
 ) -> Examples:
     """All samples of a split with at least one caption, images as `model` takes them.
 
@@ -171,7 +181,7 @@ def read_examples(
             break
         if not sample.captions:
             continue
-        images.append(_image(sample, f"{shards_dir}/{split}", model))
+        images.append(_image(sample, f"{shards_dir}/{split}", model, to_pixels))
         captions.append([caption.units.tolist() for caption in sample.captions])
     if not images:
         raise InputError(f"{shards_dir}/{split}: no sample with an image and a spoken caption")
@@ -179,14 +189,14 @@ def read_examples(
     return Examples(model.encode_images(stacked) if cache else stacked, captions)
 
 
-def open_stream(shards_dir: Path, split: str, model: Captioner, seed: int) -> Stream:
+def open_stream(shards_dir: Path, split: str, model: Captioner, to_pixels: ToPixels, seed: int) -> Stream:
     """The same samples as `read_examples`, read as they are needed; a frozen tower then runs at every step."""
     is_pixels = model.config.input == "pixels"
     source = TokenSource(shards_dir, split, seed=seed, pixels=is_pixels)
-    return Stream(source, lambda example: _image(example, f"{shards_dir}/{split}", model))
+    return Stream(source, lambda example: _image(example, f"{shards_dir}/{split}", model, to_pixels))
 
 
-def _image(sample: Sample | Example, where: str, model: Captioner) -> torch.Tensor:
+def _image(sample: Sample | Example, where: str, model: Captioner, to_pixels: ToPixels) -> torch.Tensor:
     """One sample's tokens int64 [1, H, W] or pixels float32 [3, S, S]."""
     if model.config.input == "tokens":
         if sample.image is None:
@@ -194,11 +204,5 @@ def _image(sample: Sample | Example, where: str, model: Captioner) -> torch.Tens
         return torch.from_numpy(sample.image.astype(np.int64))[None]
     if sample.jpg is None:
         raise InputError(f"{where}: no pixels; set shards.include_pixels and repeat that stage")
-    return pixels_from_jpeg(sample.jpg, model.config.vision_config.image_size)
-
-
-def pixels_from_jpeg(jpeg: bytes, size: int) -> torch.Tensor:
-    """float32 [3, size, size] in [0, 1]; bicubic, aspect not kept, as the image tokenizer's preprocessing."""
-    with Image.open(io.BytesIO(jpeg)) as image:
-        resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(resized, np.float32) / np.float32(255)).permute(2, 0, 1).contiguous()
+    with Image.open(io.BytesIO(sample.jpg)) as image:
+        return to_pixels(image, model.config.vision_config.image_size, model.config.image_resize)
