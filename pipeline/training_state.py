@@ -32,8 +32,7 @@ def save_state(
     for name, module in modules.items():
         tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer_tensors(optimizer).items()}
     # Copies, because safetensors refuses tensors that share memory.
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(folder / _name(step)) as temporary:
@@ -71,15 +70,26 @@ def load_state(
     except RuntimeError as error:
         raise InputError(f"{path}: of another model ({error}); remove the folder {folder} to start again") from error
     for name, optimizer in optimizers.items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, f"optimizer.{name}.").items():
-            index, _, moment = key.partition(".")
-            moments.setdefault(int(index), {})[moment] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        restore_optimizer(optimizer, _under(tensors, f"optimizer.{name}."))
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return int(state["step"]), dict(state["facts"])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as `<number of the parameter>.<key>`."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{number}.{key}": torch.as_tensor(value) for number, state in states for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took; rates and decay stay the optimiser's own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _name(step: int) -> str:

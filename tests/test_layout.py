@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from stages.__main__ import STAGES
 
@@ -46,6 +47,13 @@ def test_one_word_everywhere():
         assert all(out.startswith(home) for out in outs), name
         assert stage["params"] == [name] and f"stages/{name}.py" in stage["deps"]
         assert stage["cmd"].startswith(f"python -m stages {name}")
+
+
+def test_compiled_python_is_no_dependency_of_a_stage():
+    # Folders of code are dependencies: without the rule, running a stage would change what it depends on.
+    ignored = Repo(str(ROOT)).dvcignore.is_ignored_dir
+    assert ignored(str(ROOT / "pipeline" / "captioner" / "__pycache__"))
+    assert not ignored(str(ROOT / "pipeline" / "captioner"))
 
 
 def test_presets_name_known_sections():

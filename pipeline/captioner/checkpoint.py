@@ -60,21 +60,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(groups, facts)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's state as `<number of the parameter>.<key>`."""
-    states = optimizer.state_dict()["state"].items()
-    return {f"{number}.{key}": torch.as_tensor(value) for number, state in states for key, value in state.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` took; rates and decay stay the optimiser's own."""
-    state: dict[int, Tensors] = {}
-    for name, value in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def random_states(device: torch.device) -> Tensors:
     """The states of torch's generators that a training on `device` draws from, uint8."""
     states = {"random": torch.get_rng_state()}
