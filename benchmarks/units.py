@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         workers = cores if device == "cpu" else 1
-        names = write_speech(folder, waveforms, max(1, len(waveforms) // (workers * 4)))
+        names = write_speech(folder, waveforms, max(1, len(waveforms) // (workers * 8)))
         files = sorted((folder / "wavs").iterdir())
         torch.manual_seed(0)
         model = HubertModel(HubertConfig(num_hidden_layers=LAYER)).eval()

@@ -48,7 +48,7 @@ def run(
     from pipeline.files import fingerprint, sha256_file, write_json
     from pipeline.manifest import count_items
     from pipeline.runner import Rate, code_fingerprint, run_shards
-    from pipeline.speech import hubert, kmeans, units
+    from pipeline.speech import hubert, hubert_cpu, kmeans, units
     from pipeline.tokens.join import choose_shards
     from stages._settings import resolve_device
 
@@ -79,7 +79,7 @@ def run(
         "codebook": loaded.fingerprint,
         "encoder": encoder.fingerprint,
         "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
-        "code": code_fingerprint([hubert, kmeans, units]),
+        "code": code_fingerprint([hubert, hubert_cpu, kmeans, units]),
     }
     torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(

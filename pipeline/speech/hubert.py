@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertGroupNormConvLayer
 
 from pipeline.arithmetic import CPU_BATCH_BYTES, Precision, arithmetic
 from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_file, stamp
+from pipeline.speech.hubert_cpu import Convolutions, FourierConvolution, group_norm_over_time, pays
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "hubert"
 
@@ -77,6 +79,13 @@ class SpeechEncoder:
         self.name = str(values.get("im2speech_name", model_dir.name))
         self.model = HubertModel.from_pretrained(model_dir, local_files_only=True).eval().to(self.device)
         self.model.encoder.layers = self.model.encoder.layers[:layer]
+        positions = self.model.encoder.pos_conv_embed
+        if parametrize.is_parametrized(positions.conv, "weight"):  # weight norm, else computed at each call
+            parametrize.remove_parametrizations(positions.conv, "weight")
+        self._convolutions: Convolutions | None = None
+        if self.device.type == "cpu" and precision == "fp32" and pays(self.model):
+            self._convolutions = Convolutions(self.model)
+            positions.conv = FourierConvolution(positions.conv)
         self.hop = int(np.prod(config.conv_stride))
         self.sample_rate = 16_000
         self.window = _receptive_field(config)
@@ -154,6 +163,16 @@ class SpeechEncoder:
     def _encode(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Prepared float32 waveforms, in one batch -> features [num_frames, D] each, on the encoder's device."""
         lengths = torch.tensor([len(samples) for samples in waveforms])
+        if self._convolutions is not None:
+            rows = [self._convolutions(samples) for samples in waveforms]
+            hidden, frames = nn.utils.rnn.pad_sequence(rows, batch_first=True), (lengths - self.window) // self.hop + 1
+        else:
+            hidden, frames = self._convolve(waveforms, lengths)
+        hidden = self._transformer(self.model.feature_projection(hidden), frames)
+        return [features[:count] for features, count in zip(hidden, frames.tolist(), strict=True)]
+
+    def _convolve(self, waveforms: Sequence[torch.Tensor], lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms of so many samples -> padded [B, frames, channels], and the valid frames of each."""
         batch = torch.zeros(len(waveforms), int(lengths.max()), pin_memory=self.device.type == "cuda")
         for row, samples in zip(batch, waveforms, strict=True):
             row[: len(samples)] = samples
@@ -162,20 +181,25 @@ class SpeechEncoder:
             hidden, frames = self._front_end_in_blocks(batch), (lengths - self.window) // self.hop + 1
         else:
             hidden, frames = self._front_end(batch, lengths)
-        hidden = self._transformer(self.model.feature_projection(hidden.transpose(1, 2)), frames)
-        return [features[:count] for features, count in zip(hidden, frames.tolist(), strict=True)]
+        return hidden.transpose(1, 2), frames
 
     def _front_end_in_blocks(self, samples: torch.Tensor) -> torch.Tensor:
         """`_front_end` of one long utterance, float32 [1, samples] -> [1, channels, frames], in little memory."""
         first, *others = self.model.feature_extractor.conv_layers
         is_group = isinstance(first, HubertGroupNormConvLayer)
-        scale, shift = _whole_group_norm(first.conv, first.layer_norm, samples) if is_group else (None, None)
+        kernel, bias = first.conv.weight, first.conv.bias
+        if is_group:
+            scale, bias = group_norm_over_time(first.conv, first.layer_norm, samples[0])
+            kernel = kernel * scale[:, None, None]
         num_frames = (samples.shape[1] - self.window) // self.hop + 1
         blocks = []
         for start in range(0, num_frames, _BLOCK_FRAMES):
             stop = min(num_frames, start + _BLOCK_FRAMES)
             hidden = samples[:, None, start * self.hop : (stop - 1) * self.hop + self.window]
-            hidden = first.activation(first.conv(hidden) * scale + shift) if is_group else first(hidden)
+            if is_group:
+                hidden = first.activation(nn.functional.conv1d(hidden, kernel, bias, first.conv.stride))
+            else:
+                hidden = first(hidden)
             for layer in others:
                 hidden = layer(hidden)
             blocks.append(hidden)
@@ -244,22 +268,6 @@ def _masked_group_norm_at_once(hidden: torch.Tensor, lengths: torch.Tensor, norm
     variance = centred.square().sum(2, keepdim=True) / counts
     out = centred * torch.rsqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]
     return (out * valid).to(hidden.dtype)
-
-
-def _whole_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The group norm of a first layer over all of [1, samples], as a factor and a shift [C, 1] of its convolution."""
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
-    total = (samples.shape[1] - kernel) // stride + 1
-    step = _LONG_SAMPLES // stride
-    sums = torch.zeros(2, norm.num_channels, dtype=torch.float64, device=samples.device)
-    for start in range(0, total, step):
-        stop = min(total, start + step)
-        hidden = conv(samples[:, None, start * stride : (stop - 1) * stride + kernel])[0].double()
-        sums += torch.stack([hidden.sum(1), hidden.square().sum(1)])
-    mean, square = sums / total
-    scale = norm.weight.double() / torch.sqrt((square - mean.square()).clamp_min(0) + norm.eps)
-    shift = norm.bias.double() - mean * scale
-    return scale.float()[:, None], shift.float()[:, None]
 
 
 def _receptive_field(config: HubertConfig) -> int:
