@@ -78,7 +78,8 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+    # What is under the root keeps its gradient finite where no channel is active; elsewhere it is lost in rounding.
+    return x / ((x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt() + 1e-10)
 
 
 def _vgg16() -> list[nn.Module]:
