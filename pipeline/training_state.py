@@ -4,6 +4,7 @@ A folder of `state.json` and `step-N.safetensors`. The number of the step is in 
 written after it, so that a kill at any moment leaves one pair that belongs together.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_finite(training: str, step: int, losses: Mapping[str, float], remedy: str) -> None:
+    """InputError when a loss is infinite or not a number, since nothing comes right after it; `remedy` may help."""
+    if lost := [name for name, value in losses.items() if not math.isfinite(value)]:
+        raise InputError(f"{training}: the loss is not a number at step {step} ({', '.join(lost)}); {remedy} may help")
 
 
 def _name(step: int) -> str:

@@ -1,5 +1,6 @@
 """Adversarial training of the unit HiFi-GAN: its losses by hand, a few steps, an interruption, two voices."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_half_precision_gives_nearly_the_same_first_losses(precision: str) -> No
     for name in ("discriminator", "mel", "duration"):
         value = found[0][name]
         assert found[1][name] == pytest.approx(value, rel=0.1, abs=0.02), name
+
+
+@pytest.mark.parametrize("adversarial", [TINY, None])
+def test_a_loss_that_is_no_number_ends_the_run(adversarial: AdversarialSettings | None) -> None:
+    config, examples = small_config(4, 32, 320, 16000), _melodies(3)
+    settings = TrainingSettings(steps=4, batch_size=2, crop_frames=8, adversarial=adversarial)
+    start = train_vocoder(examples, config, replace(settings, steps=1), show_progress=False).state_dict()
+    start["conv_post.bias"] = start["conv_post.bias"] + float("nan")
+    with pytest.raises(InputError, match=r"not a number at step 0 \(.*mel.*\); a lower lr"):
+        train_vocoder(examples, config, settings, start=start, show_progress=False)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:

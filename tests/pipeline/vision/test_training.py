@@ -71,6 +71,18 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
         train_vit_vqgan(tiny(), sampler, VQGANTraining(41), checkpoint=tmp_path, progress=False)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_kept(tmp_path):
+    sampler = batch_sampler(pictures(), 8, 0)
+    settings = replace(SETTINGS, log_every=100)  # only the checkpoint of step 12 looks at it
+    with pytest.raises(InputError, match=r"not a number at step 11 \(l1, l2.*lower learning_rate"):
+        train_vit_vqgan(
+            *(tiny(), lambda step: sampler(step) * (float("nan") if step > 8 else 1), settings),
+            checkpoint=tmp_path,
+            progress=False,
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_recipe_runs_and_writes_a_card(tmp_path):
     figures = pretrain_vqgan(
         tmp_path, 6, batch_size=2, image_size=16, num_codes=32, dim=16, num_held_out=12, progress=False
