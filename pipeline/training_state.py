@@ -5,8 +5,9 @@ written after it, so that a kill at any moment leaves one pair that belongs toge
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,8 +15,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline import arithmetic, media
 from pipeline.errors import InputError
 from pipeline.files import atomic_path, fingerprint, read_json, write_json
+from pipeline.runner import code_fingerprint
+
+
+def run_fingerprint(decides: Mapping[str, Any], code: Iterable[ModuleType]) -> str:
+    """Names a training by all that decides its result, so that a checkpoint is only gone on from by the same.
+
+    decides: parameters and fingerprints of data and of starting weights, as JSON holds them. code: the modules or
+    whole packages that train; what all trainings share is added to them.
+    """
+    shared = [arithmetic, media, Path(__file__)]
+    return fingerprint({**decides, "code": code_fingerprint([*code, *shared])})
 
 
 def save_state(

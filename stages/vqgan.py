@@ -237,14 +237,12 @@ def _train(
     context: StageContext,
     perceptual: "LPIPS | None",
 ) -> list[dict[str, float]]:
-    """Train in place; an interrupted run goes on when data and parameters are the same."""
+    """Train in place; an interrupted run goes on when data, parameters and code are the same."""
     import shutil
 
-    from pipeline.files import fingerprint
     from pipeline.vision.training import train_vit_vqgan
 
-    name = fingerprint({"params": params.model_dump(), "data": data, "start": model.fingerprint})
-    checkpoint = context.settings.scratch_dir / f"vqgan-{name}"
+    checkpoint = _checkpoint(model, data, params, context)
     history = train_vit_vqgan(
         model,
         batch_at,
@@ -256,3 +254,20 @@ def _train(
     )
     shutil.rmtree(checkpoint, ignore_errors=True)
     return history
+
+
+def _checkpoint(model: "ViTVQGAN", data: str, params: Params, context: StageContext) -> Path:
+    """The folder from which an interrupted run of the same parameters, data, weights and code goes on."""
+    from pipeline import vision
+    from pipeline.files import sha256_file
+    from pipeline.training_state import run_fingerprint
+    from pipeline.vision.lpips import weight_files
+
+    perceptual = weight_files(Path(params.perceptual_weights)) if params.perceptual_weights else []
+    named = {
+        "params": params.model_dump(),
+        "data": data,
+        "start": model.fingerprint,
+        "perceptual": [sha256_file(path) for path in perceptual],
+    }
+    return context.settings.scratch_dir / f"vqgan-{run_fingerprint(named, [vision])}"

@@ -102,7 +102,7 @@ def load_lpips(source: Path, device: str | torch.device = "cpu") -> LPIPS:
     of another shape.
     """
     tensors: Tensors = {}
-    for path in _files(source):
+    for path in weight_files(source):
         tensors |= _named(read_weights(path))
     network = LPIPS()
     expected = {name: value.shape for name, value in network.state_dict().items() if name not in ("shift", "scale")}
@@ -118,7 +118,8 @@ def load_lpips(source: Path, device: str | torch.device = "cpu") -> LPIPS:
     return network.to(device)
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
+    """The files that `load_lpips` reads. InputError for a folder without any."""
     if not source.is_dir():
         return [source]
     found = sorted(path for path in source.iterdir() if path.suffix in _FILES)
