@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pipeline.arithmetic import arithmetic
 from pipeline.errors import InputError
 from pipeline.speech.hifigan import CodeHiFiGAN, HiFiGANConfig
 from pipeline.speech.hifigan_training import BETAS, AdversarialSettings, AdversarialTraining
@@ -83,7 +84,8 @@ def train_vocoder(
     first = 0 if checkpoint is None else _resume(checkpoint, named, training, sampler)
     steps = range(first, settings.steps)
     for step in tqdm(steps, "vocoder", initial=first, total=settings.steps, disable=not show_progress, mininterval=2.0):
-        losses = training.step(sampler.next().to(device), step)
+        with arithmetic(torch.device(device), "fp32"):
+            losses = training.step(sampler.next().to(device), step)
         told = step % max(1, settings.steps // 100) == 0
         kept = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps
         if told or kept or step + 1 == settings.steps:  # to read a loss is to wait for it

@@ -113,7 +113,8 @@ def train_vit_vqgan(
             initialise_codebook(model, batches, settings.seed)
             for average in run.averages:
                 average.quantizer.load_state_dict(model.quantizer.state_dict())
-        record = run.step(batch_at(step).to(_device(model)), step)
+        with arithmetic(_device(model), "fp32"):
+            record = run.step(batch_at(step).to(_device(model)), step)
         told = step % settings.log_every == 0 or step + 1 == settings.steps
         kept = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0
         if told or kept:  # to read a loss is to wait for it

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_full_backward_hook
 
 from pipeline.arithmetic import Precision
 from pipeline.errors import InputError
@@ -128,6 +129,19 @@ def test_a_loss_that_is_no_number_ends_the_run(adversarial: AdversarialSettings 
     start["conv_post.bias"] = start["conv_post.bias"] + float("nan")
     with pytest.raises(InputError, match=r"not a number at step 0 \(.*mel.*\); a lower lr"):
         train_vocoder(examples, config, settings, start=start, show_progress=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adversarial", [TINY, None])
+def test_gradients_on_a_gpu_are_fp32_too(cuda: str, adversarial: AdversarialSettings | None) -> None:
+    """Not TF32, which PyTorch allows in convolutions wherever nobody forbids it."""
+    settings, seen = TrainingSettings(steps=1, batch_size=2, crop_frames=8, adversarial=adversarial), set[bool]()
+    hook = register_module_full_backward_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
+    try:
+        train_vocoder(_melodies(3), small_config(4, 32, 320, 16000), settings, device=cuda, show_progress=False)
+    finally:
+        hook.remove()
+    assert seen == {False} and torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

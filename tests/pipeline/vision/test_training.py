@@ -209,6 +209,15 @@ def test_bf16_trains_the_same_weights_in_float32():
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
+@pytest.mark.gpu
+def test_gradients_on_a_gpu_are_fp32_too(cuda):
+    """Not TF32, which PyTorch allows in convolutions wherever nobody forbids it."""
+    model, seen = tiny().to(cuda), []
+    model.pre_quant.weight.register_hook(lambda _: seen.append(torch.backends.cudnn.allow_tf32))
+    train_vit_vqgan(model, batch_sampler(pictures(), 8, 0), replace(SETTINGS, steps=1), progress=False)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_perceptual_figures_come_with_the_network_only(perceptual):
     images = scenes("train", 4, 32).split(2)
     plain, _ = measure(tiny().eval(), images)
