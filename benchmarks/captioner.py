@@ -258,7 +258,11 @@ def compare_training(work: Work, options: argparse.Namespace) -> None:
         theirs = float(work.peer.eval()(input_ids=ids, pixel_values=clip_normalize(images), labels=ids).loss)
 
     def one(run: Any, **more: Any) -> Any:
-        return lambda: (run(work, options.batch_size, **more), work.wait())
+        def both() -> None:
+            run(work, options.batch_size, **more)
+            work.wait()
+
+        return both
 
     number = options.pairs or (2 if options.small else 5)
     ratio, own, other = pairs(one(train_ours), one(train_peer), number)

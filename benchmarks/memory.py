@@ -49,7 +49,7 @@ def peak_of_stage(folder: Path, name: str) -> tuple[int, int]:
     watcher.start()
     try:
         units.run(
-            units.Params(max_reject_fraction=0),
+            units.Params.model_validate({"max_reject_fraction": 0}),
             StageContext("units", Settings(1, 1, "cpu", "loky", scratch, folder / "logs")),
             manifests=folder / name,
             root=folder,

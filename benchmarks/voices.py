@@ -12,6 +12,7 @@ that it has synthesised itself.
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,14 @@ def main() -> None:
     kinds: dict[str, Features] = {"mfcc": mfcc}
     for folder in options.encoder or [BUNDLED]:
         encoder = SpeechEncoder(folder, options.layer)
-        kinds[f"{folder.name} layer {options.layer}"] = lambda waveform, e=encoder: e.encode([waveform])[0].numpy()
+        kinds[f"{folder.name} layer {options.layer}"] = partial(encoded, encoder)
     for name, features in kinds.items():
         print(json.dumps({"features": name, **measure(features, options)}), flush=True)
+
+
+def encoded(encoder: SpeechEncoder, waveform: Waveform) -> npt.NDArray[np.float32]:
+    """Features of one recording, float32 [num_frames, dim]."""
+    return encoder.encode([waveform])[0].numpy()
 
 
 def measure(features: Features, options: argparse.Namespace) -> dict[str, float]:

@@ -17,7 +17,11 @@ level cache. Above it a batch is slower than one item at a time."""
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """fp32 means fp32: on a GPU convolutions would use TF32 otherwise. bf16 and fp16 are autocast."""
+    """fp32 means fp32: on a GPU convolutions would use TF32 otherwise. bf16 and fp16 are autocast.
+
+    Of a training the whole step belongs inside fp32, gradients too, which are computed when they are asked for; what
+    is to be in half precision stands inside that once more.
+    """
     if precision in _HALVES:
         with torch.autocast(device.type, _HALVES[precision]):
             yield

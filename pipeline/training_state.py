@@ -4,8 +4,10 @@ A folder of `state.json` and `step-N.safetensors`. The number of the step is in 
 written after it, so that a kill at any moment leaves one pair that belongs together.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,8 +15,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline import arithmetic, media
 from pipeline.errors import InputError
 from pipeline.files import atomic_path, fingerprint, read_json, write_json
+from pipeline.runner import code_fingerprint
+
+
+def run_fingerprint(decides: Mapping[str, Any], code: Iterable[ModuleType]) -> str:
+    """Names a training by all that decides its result, so that a checkpoint is only gone on from by the same.
+
+    decides: parameters and fingerprints of data and of starting weights, as JSON holds them. code: the modules or
+    whole packages that train; what all trainings share is added to them.
+    """
+    return fingerprint({**decides, "code": code_fingerprint([*code, arithmetic, media, Path(__file__)])})
 
 
 def save_state(
@@ -25,10 +38,11 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the state after `step` steps and remove the one before. settings: what must be the same on return."""
-    tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    """Write the state after `step` steps and remove the one before. settings: what must be the same on return.
+
+    Random numbers are those of the device of the first module.
+    """
+    tensors = {f"random.{name}": value for name, value in random_states(_device(modules)).items()}
     for name, module in modules.items():
         tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in optimizers.items():
@@ -71,10 +85,24 @@ def load_state(
         raise InputError(f"{path}: of another model ({error}); remove the folder {folder} to start again") from error
     for name, optimizer in optimizers.items():
         restore_optimizer(optimizer, _under(tensors, f"optimizer.{name}."))
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    restore_random_states(_under(tensors, "random."), _device(modules))
     return int(state["step"]), dict(state["facts"])
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators that a training on `device` draws from, uint8."""
+    states = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda_random"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_states` took, as far as it is there."""
+    if "random" in states:
+        torch.set_rng_state(states["random"].clone())  # torch misreads a row of a table
+    if device.type == "cuda" and "cuda_random" in states:
+        torch.cuda.set_rng_state(states["cuda_random"].clone(), device)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,6 +118,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_finite(training: str, step: int, losses: Mapping[str, float], remedy: str) -> None:
+    """InputError when a loss is infinite or not a number, since nothing comes right after it; `remedy` may help."""
+    if lost := [name for name, value in losses.items() if not math.isfinite(value)]:
+        raise InputError(f"{training}: the loss is not a number at step {step} ({', '.join(lost)}); {remedy} may help")
+
+
+def _device(modules: Mapping[str, nn.Module]) -> torch.device:
+    return next(next(iter(modules.values())).parameters()).device
 
 
 def _name(step: int) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 from stages._cli import In, Out, Section, StageContext
 
 if TYPE_CHECKING:
+    from pipeline.captioner.generation import GenerationSettings
     from pipeline.evaluation.ladder import Metrics, Utterance
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.manifest import Row
@@ -103,6 +104,7 @@ def run(
     from pipeline.files import read_json
     from pipeline.manifest import read_split, split_names
 
+    _choice(params)  # refuses what cannot be before anything is loaded
     known = split_names(manifests)
     splits = params.splits or [name for name in known if name.startswith("test")]
     for name in splits:
@@ -196,19 +198,24 @@ def _refuse_other_tokens(model: Path, captioner: "ImageToSpeech", units: Path, i
             )
 
 
+def _choice(params: Params) -> "GenerationSettings":
+    """How a caption is chosen. InputError for parameters that do not go together."""
+    from pipeline.captioner.generation import GenerationSettings
+
+    return GenerationSettings(**{name: getattr(params, name) for name in CHOICE})
+
+
 def _rungs(
     params: Params, rows: "list[Row]", split: str, root: Path, units: Path, images: Path, parts: dict[str, Any]
 ) -> "dict[str, list[Utterance]]":
-    from pipeline.captioner.generation import GenerationSettings
     from pipeline.evaluation import ladder
 
     rungs = {"ground_truth": ladder.recordings(rows, root, params.max_captions)}
     if "speaker" in parts:
         rungs["resynthesis"] = ladder.resynthesised(rows, units / split, parts["speaker"], params.max_captions)
     if "captioner" in parts and any(row.image for row in rows):
-        choice = GenerationSettings(**{name: getattr(params, name) for name in CHOICE})
         captioner, speaker = parts["captioner"], parts["speaker"]
-        rungs["prediction"] = ladder.predicted(rows, captioner, speaker, images / split, root, choice)
+        rungs["prediction"] = ladder.predicted(rows, captioner, speaker, images / split, root, _choice(params))
     return rungs
 
 

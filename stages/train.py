@@ -179,7 +179,6 @@ def _train(
 
     from pipeline.captioner.setup import build_augmentation, build_captioner, open_stream, read_examples
     from pipeline.captioner.training import Interrupted, TrainingSettings, train_captioner
-    from pipeline.files import fingerprint
     from pipeline.tokens.carried import refuse_misfits
     from pipeline.tokens.index import read_index
     from pipeline.vision.transforms import image_to_tensor
@@ -202,7 +201,7 @@ def _train(
     validation = read_examples(
         shards, validation_split, model, image_to_tensor, params.num_validation_images, cache=params.freeze_vision
     )
-    run_name = fingerprint([params.model_dump(exclude=_NOT_DECIDING), index["fingerprint"], context.limit])
+    run_name = _run_name(params, context, index["fingerprint"])
     checkpoint = context.settings.scratch_dir / f"train-{run_name}.safetensors"
     settings = TrainingSettings(**{name: getattr(params, name) for name in TrainingSettings.__dataclass_fields__})
     voice = None if str(vocoder) == "none" else vocoder
@@ -225,6 +224,24 @@ def _train(
     if processes.is_main:
         _publish(model, vocabulary, figures, out)
         checkpoint.unlink(missing_ok=True)
+
+
+def _run_name(params: Params, context: StageContext, data: str) -> str:
+    """The same for an interrupted run of the same parameters, data, weights to start from and code."""
+    from pipeline import captioner, tokens
+    from pipeline.captioner.setup import starting_folder
+    from pipeline.files import sha256_file
+    from pipeline.training_state import run_fingerprint
+    from pipeline.vision import transforms
+
+    start = starting_folder(params.model_dump())
+    named = {
+        "params": params.model_dump(exclude=_NOT_DECIDING),
+        "data": data,
+        "limit": context.limit,
+        "start": "" if start is None else sha256_file(start / "model.safetensors"),
+    }
+    return run_fingerprint(named, [captioner, tokens, transforms])
 
 
 def _tell_nobody(step: int, figures: dict[str, float]) -> None:

@@ -177,15 +177,17 @@ def _started(start: "Vocoder", params: Params, speakers: list[str]) -> Any:
 def _checkpoint(
     params: Params, context: StageContext, train: "list[Example]", settings: "TrainingSettings"
 ) -> Path | None:
-    """The folder from which an interrupted run of the same parameters and data goes on; None for a short run."""
-    from pipeline.files import fingerprint, sha256_file
+    """The folder from which an interrupted run of the same parameters, data and code goes on; None for a short run."""
+    from pipeline import speech
+    from pipeline.files import sha256_file
     from pipeline.speech.vocoder_crops import examples_fingerprint
+    from pipeline.training_state import run_fingerprint
 
     if settings.steps <= settings.checkpoint_every:
         return None
     start = sha256_file(Path(params.start) / "model.safetensors") if params.start else ""
     named = {"params": params.model_dump(), "data": examples_fingerprint(train), "start": start}
-    return context.settings.scratch_dir / f"vocoder-{fingerprint(named)}"
+    return context.settings.scratch_dir / f"vocoder-{run_fingerprint(named, [speech])}"
 
 
 def _config(params: Params, facts: dict[str, Any], speakers: list[str]) -> Any:

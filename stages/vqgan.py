@@ -12,7 +12,7 @@ from pydantic import Field
 from stages._cli import In, Out, Section, StageContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy as np
     import torch
@@ -116,25 +116,27 @@ def run(
     if params.source in ("train", "finetune"):
         split = "train" if "train" in splits else splits[0]
         limit = params.max_images if context.limit is None else min(context.limit, params.max_images)
-        batch_at, data = training_batches(
+        with training_batches(
             root,
             choose_rows(manifests, split, limit if params.pictures == "memory" else context.limit, params.seed),
             StreamSettings(params.images_per_step, sides, resize, params.augment, params.seed),
             stream=params.pictures == "stream",
             num_threads=context.settings.num_threads,
-        )
-        history = _train(_trainable(model, params), batch_at, data, params, context, perceptual)
+        ) as (batch_at, data, unreadable):
+            history = _train(_trainable(model, params), batch_at, data, params, context, perceptual)
+        _log_unreadable(unreadable, "trained on", context)
     # The first of these splits that has pictures; a corpus of speech alone has none, and goes through unmeasured.
     order = sorted(splits, key=lambda split: (split != "val", split != "train", split))
     found = (choose_rows(manifests, split, params.eval_images, params.seed) for split in order)
     rows = next((some for some in found if some), [])
-    pictures, unreadable = read_pictures(root, rows, sides, resize, context.settings.num_threads)
+    pictures, reasons = read_pictures(root, rows, sides, resize, context.settings.num_threads)
     if rows:
-        _refuse_empty(pictures, unreadable, manifests)
+        _refuse_empty(pictures, reasons, manifests)
+    _log_unreadable(reasons, "measured on", context)
     figures, counts = measure(model, batches(pictures, 32), perceptual)
     model.save(out)
     write_report(out, model, figures, counts, history, next(batches(pictures[:24], 24), None))
-    context.log(event="vqgan", fingerprint=model.fingerprint, unreadable=len(unreadable), **figures)
+    context.log(event="vqgan", fingerprint=model.fingerprint, unreadable=len(reasons), **figures)
     if not rows:
         print(f"vqgan: {model.fingerprint}; the corpus has no pictures to measure it on")
         return
@@ -197,6 +199,15 @@ def _refuse_empty(pictures: "NDArray[np.uint8]", unreadable: list[str], manifest
         raise InputError(f"{manifests}: not one picture of its rows can be read{reason}")
 
 
+def _log_unreadable(reasons: "Collection[str]", purpose: str, context: StageContext) -> None:
+    """Say how many pictures were left out, and name each in the log: what is published holds no paths."""
+    for reason in sorted(reasons):
+        context.log(event="unreadable", purpose=purpose, reason=reason)
+    if reasons:
+        log = context.settings.logs_dir / f"{context.stage}.jsonl"
+        print(f"vqgan: pictures to be {purpose} that cannot be read: {len(reasons)}; named in {log}")
+
+
 def _training_settings(params: Params) -> "VQGANTraining":
     from pipeline.vision.losses import Adversary
     from pipeline.vision.training import VQGANTraining
@@ -237,14 +248,12 @@ def _train(
     context: StageContext,
     perceptual: "LPIPS | None",
 ) -> list[dict[str, float]]:
-    """Train in place; an interrupted run goes on when data and parameters are the same."""
+    """Train in place; an interrupted run goes on when data, parameters and code are the same."""
     import shutil
 
-    from pipeline.files import fingerprint
     from pipeline.vision.training import train_vit_vqgan
 
-    name = fingerprint({"params": params.model_dump(), "data": data, "start": model.fingerprint})
-    checkpoint = context.settings.scratch_dir / f"vqgan-{name}"
+    checkpoint = _checkpoint(model, data, params, context)
     history = train_vit_vqgan(
         model,
         batch_at,
@@ -256,3 +265,20 @@ def _train(
     )
     shutil.rmtree(checkpoint, ignore_errors=True)
     return history
+
+
+def _checkpoint(model: "ViTVQGAN", data: str, params: Params, context: StageContext) -> Path:
+    """The folder from which an interrupted run of the same parameters, data, weights and code goes on."""
+    from pipeline import vision
+    from pipeline.files import sha256_file
+    from pipeline.training_state import run_fingerprint
+    from pipeline.vision.lpips import weight_files
+
+    perceptual = weight_files(Path(params.perceptual_weights)) if params.perceptual_weights else []
+    named = {
+        "params": params.model_dump(),
+        "data": data,
+        "start": model.fingerprint,
+        "perceptual": [sha256_file(path) for path in perceptual],
+    }
+    return context.settings.scratch_dir / f"vqgan-{run_fingerprint(named, [vision])}"

@@ -58,19 +58,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         group, _, name = full.partition(".")
         groups.setdefault(group, {})[name] = value
     return Checkpoint(groups, facts)
-
-
-def random_states(device: torch.device) -> Tensors:
-    """The states of torch's generators that a training on `device` draws from, uint8."""
-    states = {"random": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda_random"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_random_states(states: Tensors, device: torch.device) -> None:
-    """Put back what `random_states` took, as far as it is there."""
-    if "random" in states:
-        torch.set_rng_state(states["random"].clone())  # torch misreads a row of a table
-    if device.type == "cuda" and "cuda_random" in states:
-        torch.cuda.set_rng_state(states["cuda_random"].clone(), device)

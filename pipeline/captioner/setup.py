@@ -48,9 +48,8 @@ def build_captioner(
     codebook = index["tokenizers"]["units"]["fingerprint"]
     vocabulary = UnitVocabulary(index["vocab"]["units"], codebook, merges=merges)
     start = None
-    if params["init"] != "none":
-        bundled = BUNDLED / f"git_{params['input']}"
-        start = load_captioner(bundled if params["init"] == "bundled" else Path(params["init"]))
+    if (folder := starting_folder(params)) is not None:
+        start = load_captioner(folder)
         if start.config.input != params["input"]:
             raise InputError(
                 f"train.init: {params['init']} takes {start.config.input}, train.input is {params['input']}"
@@ -77,6 +76,13 @@ def build_captioner(
     if params["freeze_vision"]:
         model.freeze_vision(params["freeze_projection"])
     return model, vocabulary
+
+
+def starting_folder(params: Mapping[str, Any]) -> Path | None:
+    """The folder of the captioner that `params["init"]` names; None: it starts from nothing."""
+    if params["init"] == "none":
+        return None
+    return BUNDLED / f"git_{params['input']}" if params["init"] == "bundled" else Path(params["init"])
 
 
 def _config(

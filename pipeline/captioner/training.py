@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pipeline.arithmetic import Precision, arithmetic
 from pipeline.captioner.averaging import WeightAverage
 from pipeline.captioner.batches import Feed, MemoryFeed, Sharing, Stream, StreamFeed
-from pipeline.captioner.checkpoint import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from pipeline.captioner.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.captioner.data import Examples
 from pipeline.captioner.distributed import Interrupted, Interruption, Processes
 from pipeline.captioner.model import Captioner, caption_loss
@@ -28,7 +28,13 @@ from pipeline.captioner.schedules import Schedule, rate_factor
 from pipeline.captioner.validation import Spoken, Validator, edit_distance, unit_error_rate
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
-from pipeline.training_state import optimizer_tensors, restore_optimizer
+from pipeline.training_state import (
+    check_finite,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+)
 
 __all__ = ["Interrupted", "TrainingSettings", "Watch", "edit_distance", "train_captioner", "unit_error_rate"]
 
@@ -268,11 +274,8 @@ class _Run:
         progress, processes = self.progress, self.processes
         loss = progress.loss_sum + float(processes.sum(self._loss_sum))
         figures = {"loss": loss / progress.loss_steps}
-        if figures["loss"] != figures["loss"]:
-            raise InputError(
-                f"train: the loss is not a number at step {progress.step}; a lower learning_rate, a longer warm-up "
-                "(warmup_steps) or precision bf16 in place of fp16 may help"
-            )
+        remedy = "a lower learning_rate, a longer warm-up (warmup_steps) or precision bf16 in place of fp16"
+        check_finite("train", progress.step, figures, remedy)
         tokens = float(processes.sum(torch.tensor(float(self._tokens))))
         seconds = time.monotonic() - self._clock
         with self._average.applied() if self._average is not None else contextlib.nullcontext():

@@ -198,13 +198,11 @@ def coco_scores(pairs: Pairs) -> dict[str, Counted]:
     return {**bleu(pairs), "rouge_l": rouge_l(pairs), "cider": cider(pairs)}
 
 
-def caption_scores(transcripts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Counted]:
-    """`coco_scores` of normalised texts. InputError for an item without a reference."""
-    return coco_scores(normal_pairs(transcripts, references))
-
-
 def normal_pairs(transcripts: Sequence[str], references: Sequence[Iterable[str]]) -> Pairs:
-    """Texts as `text.normalise` leaves them, references without a word taken away."""
+    """Texts as `text.normalise` leaves them, references without a word taken away.
+
+    InputError for an item without a reference.
+    """
     pairs = []
     for place, (transcript, texts) in enumerate(zip(transcripts, references, strict=True)):
         kept = [text for text in map(normalise, texts) if text]

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pipeline.arithmetic import arithmetic
 from pipeline.errors import InputError
 from pipeline.speech.hifigan import CodeHiFiGAN, HiFiGANConfig
 from pipeline.speech.hifigan_training import BETAS, AdversarialSettings, AdversarialTraining
 from pipeline.speech.mel import LogMel, MelConfig
 from pipeline.speech.mel_vocoder import MelVocoder, MelVocoderConfig
 from pipeline.speech.vocoder_crops import Crops, CropSampler, Example, duration_loss
-from pipeline.training_state import load_state, save_state
+from pipeline.training_state import check_finite, load_state, save_state
 
 _NUM_CALIBRATION = 200  # utterances
 _STFT_SIZES = ((512, 128), (1024, 256), (2048, 512))
@@ -62,8 +63,8 @@ def train_vocoder(
 
     `start`: weights to begin with, of the same sizes. `checkpoint`: a folder from which an interrupted run of the
     same examples and settings goes on; on a CPU it ends with the very weights of an unbroken one. `log` receives a
-    dict with step and losses about a hundred times. InputError without examples, and for a checkpoint of other
-    settings.
+    dict with step and losses about a hundred times. InputError without examples, for a checkpoint of other
+    settings, and when a loss is not a number.
     """
     if not examples:
         raise InputError("vocoder training: no utterances to train on")
@@ -83,10 +84,16 @@ def train_vocoder(
     first = 0 if checkpoint is None else _resume(checkpoint, named, training, sampler)
     steps = range(first, settings.steps)
     for step in tqdm(steps, "vocoder", initial=first, total=settings.steps, disable=not show_progress, mininterval=2.0):
-        losses = training.step(sampler.next().to(device), step)
-        if log is not None and step % max(1, settings.steps // 100) == 0:
-            log({"step": step, **{name: round(float(value.detach()), 5) for name, value in losses.items()}})
-        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
+        with arithmetic(torch.device(device), "fp32"):
+            losses = training.step(sampler.next().to(device), step)
+        told = step % max(1, settings.steps // 100) == 0
+        kept = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps
+        if told or kept or step + 1 == settings.steps:  # to read a loss is to wait for it
+            found = {name: round(float(value.detach()), 5) for name, value in losses.items()}
+            check_finite("vocoder training", step, found, "a lower lr, or precision bf16 in place of fp16,")
+        if told and log is not None:
+            log({"step": step, **found})
+        if checkpoint is not None and kept:
             facts = {"sampler": sampler.state(), "scaler": training.scaler.state_dict()}
             save_state(checkpoint, step + 1, named, training.parts, training.optimizers, facts)
     training.network.eval()

@@ -274,28 +274,29 @@ def _grid(work: ImagesImport, number: int, tokens: NDArray[np.int64]) -> NDArray
 def export_images(manifests: Path, images: Path, split: str, out: Path) -> list[Path]:
     """Write `<split>.data.bin.gz`, `<split>.index.npy.gz` and `<split>.names.txt`; gives the three paths.
 
-    Pictures stand in the manifest's order, named by their paths below the corpus root; memory holds one shard. Raises
-    InputError for a codebook that the coding cannot hold and for a split without tokens.
+    Pictures stand in the manifest's order, named by their paths below the corpus root; one that several rows have is
+    written once, as the import wants it. Memory holds one shard and the names. Raises InputError for a codebook that
+    the coding cannot hold and for a split without tokens.
     """
     data = out / f"{split}{DATA}"
-    names: list[str] = []
-    lengths: list[int] = []
+    lengths: dict[str, int] = {}
     with _gzip_file(data) as packed:
         for image, tokens in _images_of(manifests, images, split):
+            if image in lengths:
+                continue
             try:
                 coded = encode(tokens)
             except InputError as error:
                 raise InputError(f"{images}: {image}: {error}") from error
             packed.write(coded)
-            lengths.append(len(coded))
-            names.append(image)
-        if not names:
+            lengths[image] = len(coded)
+        if not lengths:
             raise InputError(f"{manifests}: no image tokens of split {split!r} in {images}; run the stage images")
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(list(lengths.values()), dtype=np.int64)])
     with _gzip_file(index_path(data)) as packed:
         packed.write(npy_bytes(offsets))
     listed = out / f"{split}.names.txt"
-    write_text(listed, "".join(f"{name}\n" for name in names))
+    write_text(listed, "".join(f"{name}\n" for name in lengths))
     return [data, index_path(data), listed]
 
 

@@ -78,7 +78,8 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+    # What is under the root keeps its gradient finite where no channel is active; elsewhere it is lost in rounding.
+    return x / ((x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt() + 1e-10)
 
 
 def _vgg16() -> list[nn.Module]:
@@ -101,7 +102,7 @@ def load_lpips(source: Path, device: str | torch.device = "cpu") -> LPIPS:
     of another shape.
     """
     tensors: Tensors = {}
-    for path in _files(source):
+    for path in weight_files(source):
         tensors |= _named(read_weights(path))
     network = LPIPS()
     expected = {name: value.shape for name, value in network.state_dict().items() if name not in ("shift", "scale")}
@@ -117,7 +118,8 @@ def load_lpips(source: Path, device: str | torch.device = "cpu") -> LPIPS:
     return network.to(device)
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
+    """The files that `load_lpips` reads. InputError for a folder without any."""
     if not source.is_dir():
         return [source]
     found = sorted(path for path in source.iterdir() if path.suffix in _FILES)

@@ -4,12 +4,13 @@ A batch is a function of the seed and its step alone, so that an interrupted tra
 pictures, cut and mirrored the same way. Threads read a few batches ahead of the model.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ class PictureStream:
     """Called with a step, gives float32 [size, 3, height, width] in [0, 1], drawn with replacement.
 
     A picture that cannot be read is replaced by the next row's. InputError when there is none that can.
+    Threads read ahead until it is closed, as it is behind a `with`.
+
+    unreadable: why pictures could not be read, each said once, of those met so far by it and its threads.
     """
 
     def __init__(self, corpus: Path, rows: Sequence[Row], settings: StreamSettings, num_threads: int = 1) -> None:
@@ -52,6 +56,7 @@ class PictureStream:
         self._paths = [row.image.path for row in rows if row.image is not None]
         if not self._paths:
             raise InputError(f"{corpus}: its rows name no picture to train on")
+        self.unreadable: set[str] = set()
         self._pool = ThreadPoolExecutor(num_threads)
         self._coming: dict[int, Future[torch.Tensor]] = {}
 
@@ -64,6 +69,12 @@ class PictureStream:
         for number in [number for number in self._coming if number not in wanted]:
             self._coming.pop(number).cancel()
         return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -91,29 +102,32 @@ class PictureStream:
             path = self._corpus / self._paths[(index + offset) % len(self._paths)]
             try:
                 return read_image(path)
-            except MediaError:
-                continue
+            except MediaError as error:
+                self.unreadable.add(str(error))
         raise InputError(f"{self._corpus}: not one of {len(self._paths)} pictures can be read")
 
 
+@contextlib.contextmanager
 def training_batches(
     corpus: Path, rows: Sequence[Row], settings: StreamSettings, *, stream: bool, num_threads: int = 1
-) -> tuple[Callable[[int], torch.Tensor], str]:
-    """step -> batch of the rows' pictures, and a digest of what is behind it.
+) -> Iterator[tuple[Callable[[int], torch.Tensor], str, Collection[str]]]:
+    """step -> batch of the rows' pictures, a digest of what is behind it, and why pictures could not be read.
 
-    stream: read them as they are needed; else all of them now, into 3 * height * width bytes each. InputError when
-    not one can be read, or when pictures in memory are to be augmented.
+    stream: read them as they are needed, and say of which one cannot as they are met; else all of them now, into
+    3 * height * width bytes each. InputError when not one can be read, or when pictures in memory are to be augmented.
     """
     if stream:
         digest = fingerprint([row.image.sha256 for row in rows if row.image is not None])
-        return PictureStream(corpus, rows, settings, num_threads), digest
+        with PictureStream(corpus, rows, settings, num_threads) as batch_at:
+            yield batch_at, digest, batch_at.unreadable
+        return
     if settings.augment != "none":
         raise InputError(f"params.yaml, section 'vqgan': augment: {settings.augment} needs pictures: stream")
     pictures, unreadable = read_pictures(corpus, rows, settings.sides, settings.resize, num_threads)
     if not len(pictures):
         raise InputError(f"{corpus}: not one picture of its rows can be read{f': {unreadable[0]}' if rows else ''}")
     sampler = batch_sampler(pictures, settings.size, settings.seed)
-    return sampler, hashlib.sha256(pictures.tobytes()).hexdigest()
+    yield sampler, hashlib.sha256(pictures.tobytes()).hexdigest(), unreadable
 
 
 def _part(image: Image.Image, sides: tuple[int, int], scale: float, left: float, top: float) -> Image.Image:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.arithmetic import Precision, arithmetic
 from pipeline.errors import InputError
-from pipeline.training_state import load_state, save_state
+from pipeline.training_state import check_finite, load_state, save_state
 from pipeline.vision.codebook import follow, initialise_codebook, restart_idle
 from pipeline.vision.losses import Adversary, Criterion, LossWeights
 from pipeline.vision.lpips import LPIPS, frechet_distance, perceptual_distance
@@ -97,8 +97,8 @@ def train_vit_vqgan(
     fresh_codebook: False keeps the codebook (fine-tuning) and skips the unquantised steps.
     Returns, and gives to `log` as they come, {step, l1, l2, codebook, rate, used}, where `used` is the
     share of codes used since codes were last counted, and the losses beside l1 and l2 that have a weight
-    (unweighted). The caller sets the number of threads. InputError for settings that cannot be met, and for a
-    checkpoint of others.
+    (unweighted). The caller sets the number of threads. InputError for settings that cannot be met, for a
+    checkpoint of others, and when a loss is not a number.
     """
     if settings.precision == "fp16":
         raise InputError("image tokenizer: it trains in fp32 or bf16; fp16 is not supported")
@@ -113,14 +113,19 @@ def train_vit_vqgan(
             initialise_codebook(model, batches, settings.seed)
             for average in run.averages:
                 average.quantizer.load_state_dict(model.quantizer.state_dict())
-        record = run.step(batch_at(step).to(_device(model)), step)
-        if step % settings.log_every == 0 or step + 1 == settings.steps:
+        with arithmetic(_device(model), "fp32"):
+            record = run.step(batch_at(step).to(_device(model)), step)
+        told = step % settings.log_every == 0 or step + 1 == settings.steps
+        kept = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0
+        if told or kept:  # to read a loss is to wait for it
             found = {name: value if isinstance(value, int | float) else float(value) for name, value in record.items()}
+            check_finite("image tokenizer", step, found, "a lower learning_rate")
+        if told:
             found["used"] = float((run.last_counts > 0).float().mean())
             run.history.append(found)
             if log is not None:
                 log(found)
-        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
+        if checkpoint is not None and kept:
             run.save(checkpoint, step + 1)
     for average in run.averages:
         model.load_state_dict(average.state_dict())

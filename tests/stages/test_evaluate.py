@@ -132,6 +132,12 @@ def test_splits_that_are_not_there_are_named(corpus: dict[str, Path], tmp_path: 
         run(Params(splits=["tset"]), _context(tmp_path), **corpus, out=tmp_path / "out")
 
 
+def test_generation_that_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for wrong, said in (({"num_samples": 3}, "temperature above 0"), ({"num_beams": 2, "temperature": 1.0}, "choose")):
+        with pytest.raises(InputError, match=said):
+            run(Params(**wrong), _context(tmp_path), manifests=tmp_path / "nowhere", out=tmp_path / "out")  # type: ignore[arg-type]
+
+
 def test_a_dry_run_writes_nothing(corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(Params(), _context(tmp_path, dry_run=True, limit=3), **corpus, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

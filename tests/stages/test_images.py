@@ -1,5 +1,6 @@
 """The stages vqgan and images on drawn pictures: tokens, rejects, workers, and a tokenizer trained or taken."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_a_tokenizer_is_trained_and_measured(tmp_path, corpus):
     first = contents(out)
     assert set(first) >= {"config.json", "model.safetensors", "reconstructions.png"}
     assert first == contents(provide(tmp_path))
+
+
+@pytest.mark.parametrize("pictures", ["memory", "stream"])
+def test_pictures_that_cannot_be_trained_on_are_counted_and_named(tmp_path, corpus, pictures, capsys):
+    provide(tmp_path, TINY.model_copy(update={"pictures": pictures}))
+    assert "trained on that cannot be read: 1;" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "images.jsonl").read_text().splitlines()]
+    (found,) = [line for line in lines if line.get("event") == "unreadable"]
+    assert str(corpus / "3.jpg") in found["reason"] and found["purpose"] == "trained on"
 
 
 def test_another_tokenizer_is_taken_and_fine_tuned(tmp_path, corpus):

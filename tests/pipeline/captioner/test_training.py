@@ -10,8 +10,9 @@ from pipeline.captioner.averaging import WeightAverage
 from pipeline.captioner.batches import MemoryFeed, Sharing, Stream, StreamFeed
 from pipeline.captioner.checkpoint import load_checkpoint
 from pipeline.captioner.data import Examples, epoch_batches
+from pipeline.captioner.distributed import Processes
 from pipeline.captioner.schedules import rate_factor
-from pipeline.captioner.training import TrainingSettings, Watch, train_captioner
+from pipeline.captioner.training import TrainingSettings, Watch, _make_feed, _Run, train_captioner
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.errors import InputError
 from pipeline.tokens.loader import TokenSource
@@ -139,6 +140,23 @@ def test_bf16_runs_on_a_cpu_and_fp16_says_what_it_needs():
     assert rough["loss"] != exact["loss"] and rough["loss"] == pytest.approx(exact["loss"], rel=0.05)
     with pytest.raises(InputError, match="fp16"):
         learn(replace(SETTINGS, precision="fp16"))
+
+
+def test_the_loss_scale_of_fp16_goes_on_where_it_was(tmp_path):
+    """By the parts of a training, since a whole one in fp16 needs a GPU."""
+    settings, processes = replace(SETTINGS, precision="fp16"), Processes(torch.device("cpu"))
+
+    def begin() -> _Run:
+        feed = _make_feed(examples(), VOCABULARY, settings, processes)
+        return _Run(small("tokens"), VOCABULARY, feed, examples(), settings, processes)
+
+    run, resumed = begin(), begin()
+    fresh = run._scaler.state_dict()
+    for step in (1, 2, 3):
+        run.learn(step)
+    run.save(tmp_path / "c")
+    resumed.restore(tmp_path / "c")
+    assert resumed._scaler.state_dict() == run._scaler.state_dict() != fresh
 
 
 def test_the_average_is_what_it_says_and_what_is_evaluated():

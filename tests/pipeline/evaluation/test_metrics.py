@@ -7,7 +7,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import JavaScorers, averaged, caption_scores, summarise, word_errors
+from pipeline.evaluation.metrics import JavaScorers, averaged, coco_scores, normal_pairs, summarise, word_errors
 
 TRANSCRIPTS = [
     "a man rides a brown horse on the beach",
@@ -33,7 +33,7 @@ def test_the_values_are_those_of_pycocoevalcap() -> None:
     )
     theirs["cider"] = Cider().compute_score(normal, heard)[0]
     theirs["rouge_l"] = Rouge().compute_score(normal, heard)[0]
-    ours = caption_scores(TRANSCRIPTS, REFERENCES)
+    ours = coco_scores(normal_pairs(TRANSCRIPTS, REFERENCES))
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
         assert ours[name].value() == 100 * value, name
@@ -64,10 +64,10 @@ def test_an_interval_holds_the_value_and_narrows_with_more_items() -> None:
 
 
 def test_bleu_is_resampled_as_a_corpus() -> None:
-    bleu = caption_scores(TRANSCRIPTS * 20, REFERENCES * 20)["bleu4"]
+    bleu = coco_scores(normal_pairs(TRANSCRIPTS * 20, REFERENCES * 20))["bleu4"]
     low, high = bleu.interval(1000, seed=0)
     assert low < bleu.value() < high
-    exact = caption_scores(["a small red star above a cross"] * 9, [["a small red star above a cross"]] * 9)["bleu4"]
+    exact = coco_scores([("a small red star above a cross", ["a small red star above a cross"])] * 9)["bleu4"]
     assert exact.interval(1000, seed=0) == pytest.approx((100, 100), abs=1e-3)
 
 
@@ -80,7 +80,7 @@ def test_a_summary_has_numbers_and_intervals() -> None:
 
 def test_an_item_without_a_reference_is_refused() -> None:
     with pytest.raises(InputError, match="item 1 has no reference"):
-        caption_scores(["a", "b"], [["a"], ["."]])
+        normal_pairs(["a", "b"], [["a"], ["."]])
 
 
 def test_what_java_would_compute_is_said_when_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

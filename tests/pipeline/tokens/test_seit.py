@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.errors import InputError
 from pipeline.files import read_json
-from pipeline.manifest import Caption, Image, Row, read_rejects, write_splits
+from pipeline.manifest import Caption, Image, Row, read_rejects, read_rows, write_splits
 from pipeline.tokens import seit
 from pipeline.tokens.parts import ImagesPart, read_images_part, write_images_part
 from pipeline.vision.vit_vqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
@@ -131,6 +131,23 @@ def test_what_goes_out_comes_back(folder: Path) -> None:
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
     run(import_, "out/train.data.bin.gz", "--names=out/train.names.txt", "--vqgan=vqgan", "--max-reject-fraction=0.5")
     assert imported(folder) == {key: tokens[key][0].tolist() for key in "ab"}
+
+
+def test_a_picture_of_several_rows_is_written_once_and_comes_back_for_each(folder: Path) -> None:
+    tokens = {key: np.full((2, 2), 300 + ord(key[0]), np.uint16) for key in ("a1", "b", "a2", "a3")}
+    caption = {key: (Caption(f"c{key}", "a.wav", 1, 1, "0" * 64, "", ""),) for key in tokens}
+    rows = [Row(key, Image(f"{key[0]}.jpg", 16, 16, "0" * 64), caption[key]) for key in tokens]
+    write_splits(folder / "manifests", {"train": rows}, rows_per_shard=2, seed=0)
+    for path in sorted((folder / "manifests/train").glob("*.jsonl")):
+        keys = [row.key for row in read_rows(path)]
+        part = ImagesPart(np.array(keys), np.stack([tokens[key] for key in keys]))
+        write_images_part(folder / f"data/images/train/{path.stem}.npz", part)
+    names = seit.export_images(folder / "manifests", folder / "data/images", "train", folder / "out")[2]
+    assert sorted(names.read_text().split()) == ["a.jpg", "b.jpg"]
+    run(import_, "out/train.data.bin.gz", "--names=out/train.names.txt", "--vqgan=vqgan", "--max-reject-fraction=0.5")
+    assert {key: found for key, found in imported(folder).items() if key in tokens} == {
+        key: value.tolist() for key, value in tokens.items()
+    }
 
 
 def test_a_codebook_that_the_coding_cannot_hold_is_not_exported(folder: Path) -> None:

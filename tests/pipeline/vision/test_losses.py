@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.vision.discriminator import PatchDiscriminator, check_size, discriminator_loss, generator_loss
 from pipeline.vision.losses import Adversary, Criterion, LossWeights, logit_laplace_loss
-from pipeline.vision.lpips import LPIPS, frechet_distance, load_lpips, perceptual_distance
+from pipeline.vision.lpips import LPIPS, _unit, frechet_distance, load_lpips, perceptual_distance
 from pipeline.vision.vit_vqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
 # Torchvision's VGG16: numbers of the convolutions in `features`, and their channels.
@@ -85,6 +85,17 @@ def test_lpips_passes_gradients_and_learns_nothing(network):
     assert float(image.grad.abs().sum()) > 0
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert not network.train().training
+
+
+def test_where_no_channel_is_active_the_gradient_is_finite():
+    activations = torch.rand(1, 4, 2, 2)
+    activations[..., 0, 0] = 0
+    activations.requires_grad_()
+    unit = _unit(activations)
+    (unit - 0.5).square().sum().backward()
+    assert torch.isfinite(activations.grad).all() and torch.equal(unit[..., 0, 0], torch.zeros(1, 4))
+    lengths = unit.detach().square().sum(dim=1).sqrt()[0]
+    torch.testing.assert_close(lengths, torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
 
 
 @pytest.mark.parametrize("layout", ["two files", "torch.save", "taming", "vqgan"])

@@ -29,19 +29,20 @@ def rows(tmp_path: Path) -> list[Row]:
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path, rows: list[Row], augment: str) -> None:
     settings = StreamSettings(8, (16, 16), augment=augment, seed=3)  # type: ignore[arg-type]
-    ahead = PictureStream(tmp_path, rows, settings, num_threads=3)
-    in_order = [ahead(step) for step in range(6)]
-    ahead.close()
-    resumed = PictureStream(tmp_path, rows, settings)
-    assert all(torch.equal(resumed(step), in_order[step]) for step in (4, 5, 0))
-    resumed.close()
+    with PictureStream(tmp_path, rows, settings, num_threads=3) as ahead:
+        in_order = [ahead(step) for step in range(6)]
+    with PictureStream(tmp_path, rows, settings) as resumed:
+        assert all(torch.equal(resumed(step), in_order[step]) for step in (4, 5, 0))
+    with pytest.raises(RuntimeError, match="shutdown"):
+        ahead(6)
     assert in_order[0].shape == (8, 3, 16, 16) and not torch.equal(in_order[0], in_order[1])
 
 
 def test_unaugmented_pictures_are_the_corpus_own_and_a_torn_one_gives_way(tmp_path: Path, rows: list[Row]) -> None:
-    stream = PictureStream(tmp_path, rows, StreamSettings(40, (16, 24)))
-    batch = stream(0)
-    stream.close()
+    with PictureStream(tmp_path, rows, StreamSettings(40, (16, 24)), num_threads=2) as stream:
+        batch = stream(0)
+    (reason,) = stream.unreadable
+    assert str(tmp_path / "3.png") in reason
     numbers = np.random.default_rng([0, 0]).integers(6, size=40).tolist()
     assert 3 in numbers
     for found, number in zip(batch, numbers, strict=True):
@@ -55,9 +56,8 @@ def test_parts_keep_the_aspect_and_are_mirrored_half_of_the_time(tmp_path: Path,
     ramp[:, :, 1] = np.arange(40)[:, None] * 4
     for number in range(6):
         Picture.fromarray(ramp).save(tmp_path / f"{number}.png")
-    stream = PictureStream(tmp_path, rows, StreamSettings(200, (20, 20), augment="crop_flip"))
-    batch = stream(0)
-    stream.close()
+    with PictureStream(tmp_path, rows, StreamSettings(200, (20, 20), augment="crop_flip")) as stream:
+        batch = stream(0)
     width = (batch[:, 0, 10, -1] - batch[:, 0, 10, 0]) * 255 / 4
     height = (batch[:, 1, -1, 10] - batch[:, 1, 0, 10]) * 255 / 4
     assert 0.35 < float((width < 0).float().mean()) < 0.65
@@ -71,7 +71,8 @@ def test_parts_keep_the_aspect_and_are_mirrored_half_of_the_time(tmp_path: Path,
 def test_nothing_to_read_is_an_error(tmp_path: Path, rows: list[Row]) -> None:
     with pytest.raises(InputError, match="no picture to train on"):
         PictureStream(tmp_path, [], StreamSettings(2, (16, 16)))
-    stream = PictureStream(tmp_path, rows[3:4], StreamSettings(2, (16, 16)))
-    with pytest.raises(InputError, match="not one of 1 pictures can be read"):
+    with (
+        PictureStream(tmp_path, rows[3:4], StreamSettings(2, (16, 16))) as stream,
+        pytest.raises(InputError, match="not one of 1 pictures can be read"),
+    ):
         stream(0)
-    stream.close()

@@ -71,6 +71,18 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
         train_vit_vqgan(tiny(), sampler, VQGANTraining(41), checkpoint=tmp_path, progress=False)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_kept(tmp_path):
+    sampler = batch_sampler(pictures(), 8, 0)
+    settings = replace(SETTINGS, log_every=100)  # only the checkpoint of step 12 looks at it
+    with pytest.raises(InputError, match=r"not a number at step 11 \(l1, l2.*lower learning_rate"):
+        train_vit_vqgan(
+            *(tiny(), lambda step: sampler(step) * (float("nan") if step > 8 else 1), settings),
+            checkpoint=tmp_path,
+            progress=False,
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_recipe_runs_and_writes_a_card(tmp_path):
     figures = pretrain_vqgan(
         tmp_path, 6, batch_size=2, image_size=16, num_codes=32, dim=16, num_held_out=12, progress=False
@@ -189,12 +201,21 @@ def test_restarts_can_be_left_out_and_fp16_is_refused():
 
 
 def test_bf16_trains_the_same_weights_in_float32():
-    model = tiny()
-    history = train_vit_vqgan(
-        model, batch_sampler(pictures(), 8, 0), replace(SETTINGS, precision="bf16"), progress=False
-    )
+    model, sampler = tiny(), batch_sampler(pictures(), 8, 0)
+    history = train_vit_vqgan(model, sampler, replace(SETTINGS, precision="bf16"), progress=False)
+    exact = train_vit_vqgan(tiny(), sampler, replace(SETTINGS, steps=1), progress=False)
+    assert history[0]["l2"] != exact[0]["l2"] and history[0]["l2"] == pytest.approx(exact[0]["l2"], rel=0.02)
     assert history[-1]["l2"] < history[0]["l2"] / 3
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.gpu
+def test_gradients_on_a_gpu_are_fp32_too(cuda):
+    """Not TF32, which PyTorch allows in convolutions wherever nobody forbids it."""
+    model, seen = tiny().to(cuda), []
+    model.pre_quant.weight.register_hook(lambda _: seen.append(torch.backends.cudnn.allow_tf32))
+    train_vit_vqgan(model, batch_sampler(pictures(), 8, 0), replace(SETTINGS, steps=1), progress=False)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
 
 
 def test_perceptual_figures_come_with_the_network_only(perceptual):
