@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from pipeline.files import sha256_file
 from pipeline.manifest import Caption, Row, write_rows
 from pipeline.media import write_wav
 from pipeline.runner import ShardResult, run_shards
+from stages._settings import bound_caches
 
 _RUNS = itertools.count()
 
-# As the commands have it (`stages._settings.bound_caches`); for our side and for the peers, which are in this process.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+bound_caches()  # as the stage units; for our side and for the peers, which are in this process
 
 VOICES = ("en-us", "en-us+m3", "en-us+klatt4", "en-us+f1")
 

@@ -20,7 +20,7 @@ from pipeline.speech.hubert import BUNDLED, SpeechEncoder
 from pipeline.speech.kmeans import Codebook
 from stages import units
 from stages._cli import StageContext
-from stages._settings import Settings, bound_caches
+from stages._settings import Settings
 
 ROWS_PER_SHARD = 100
 
@@ -76,7 +76,6 @@ def main() -> None:
     arguments.add_argument("--utterances", type=int, default=0, help="of the smaller run (300 small, else 1000)")
     options = arguments.parse_args()
     few = options.utterances or (300 if options.small else 1000)
-    bound_caches()  # as the commands do; the new processes inherit it
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         waveforms = speech(100.0)

@@ -160,7 +160,9 @@ def _load_parts(
     from pipeline.files import read_json
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.speech.vocoder import load_vocoder
-    from stages._settings import resolve_device
+    from stages._settings import bound_caches, resolve_device
+
+    bound_caches()
 
     torch.set_num_threads(context.settings.num_threads)
     device = resolve_device(context.settings.device)

@@ -43,7 +43,9 @@ def run(
     from pipeline.errors import InputError
     from pipeline.speech.features import draw_captions, sample_features, write_sample
     from pipeline.speech.hubert import BUNDLED, SpeechEncoder
-    from stages._settings import resolve_device
+    from stages._settings import bound_caches, resolve_device
+
+    bound_caches()
 
     if context.dry_run:
         return

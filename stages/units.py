@@ -50,7 +50,9 @@ def run(
     from pipeline.runner import Rate, code_fingerprint, run_shards
     from pipeline.speech import hubert, hubert_cpu, kmeans, units
     from pipeline.tokens.join import choose_shards
-    from stages._settings import resolve_device
+    from stages._settings import bound_caches, resolve_device
+
+    bound_caches()
 
     loaded = kmeans.Codebook.load(codebook)
     encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
