@@ -148,6 +148,7 @@ def run(
     from pipeline.captioner.distributed import Processes
     from pipeline.errors import InputError
     from pipeline.tokens.index import split_names
+    from stages._settings import resolve_device
     from stages._trackers import refuse_missing
 
     splits = split_names(shards)
@@ -158,6 +159,7 @@ def run(
     refuse_missing(params.tracker)
     if context.dry_run:
         return
+    resolve_device(context.settings.device)  # refuses a GPU that is not here
     processes = Processes.launched(context.settings.device)
     try:
         _train(params, context, processes, shards, "val" if "val" in splits else "train", vqgan, vocoder, out)
