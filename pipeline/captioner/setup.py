@@ -159,6 +159,11 @@ def build_augmentation(
             f"train.augment_random_place: the captioner takes the whole grid {whole}; for a part of it, set "
             "train.crop_tokens"
         )
+    if settings.swap and settings.swap * min(whole) < 1:
+        raise InputError(
+            f"train.augment_swap: {settings.swap} of {whole[0]} x {whole[1]} tokens is less than one; give more than "
+            f"1/{min(whole)}"
+        )
     codebook = model.git.image_encoder.vision_model.embeddings.codebook
     return TokenAugmentation(settings, codebook, (grid[0], grid[1]), params["seed"])
 
