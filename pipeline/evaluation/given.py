@@ -128,9 +128,8 @@ def _utterance(row: Row, one: Said, rejects: list[Reject]) -> Utterance | None:
 
 
 def _silence(row: Row, recorded: bool) -> Utterance:
-    nothing = np.zeros(SAMPLE_RATE if recorded else 0, np.float32)
     heard = {} if recorded else {GIVEN: ""}
-    return Utterance(row, row.key, "", nothing, transcripts=dict(heard), raw=dict(heard))
+    return Utterance(row, row.key, "", np.zeros(0, np.float32), transcripts=dict(heard), raw=dict(heard))
 
 
 def _names(rows: Iterable[Row]) -> dict[str, set[str]]:

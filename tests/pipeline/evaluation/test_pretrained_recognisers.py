@@ -142,6 +142,7 @@ def test_whisper_is_greedy_and_the_same_in_any_batch(tmp_path: Path) -> None:
     alone = recogniser.transcribe(waveforms)
     assert WhisperRecogniser(model, batch_size=3).transcribe(waveforms) == alone
     assert recogniser.transcribe(waveforms) == alone and len(set(alone)) > 2 and recogniser.num_cut == 0
+    assert [not text for text in alone] == [not len(waveform) for waveform in waveforms]
     german = WhisperRecogniser(model, language="de").transcribe(waveforms)
     assert german != alone
     with pytest.raises(InputError, match="'fr' is not among .*: de, en"):
