@@ -107,6 +107,7 @@ def run(
     from pipeline.errors import InputError
     from pipeline.evaluation import ladder, outputs, speech_side
     from pipeline.evaluation.metrics import JavaScorers
+    from pipeline.evaluation.recogniser import RecogniserSettings, refuse_absent
     from pipeline.files import read_json
     from pipeline.manifest import read_split, split_names
 
@@ -129,6 +130,7 @@ def run(
     if predictions != NO_FILE:
         spoken, further = _given(params, manifests, rows, predictions, out, notes)
     else:
+        refuse_absent(RecogniserSettings(params.recogniser, params.recogniser_model))
         parts = _load_parts(context, vqgan, vocoder, model, units, images, notes)
         (out / "rejects.jsonl").unlink(missing_ok=True)  # of somebody else's predictions
         spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
@@ -144,13 +146,8 @@ def run(
     for name, rungs in spoken.items():
         facts = speech_side.SpeechFacts(ladder.recorded_units(units / name), size, further.get(name, []))
         metrics[name] = _score(rungs, heard_by, settings, java, facts)
-    outputs.write_outputs(
-        out,
-        outputs.Results(spoken, metrics, heard_by, notes),
-        root=root,
-        num_report_items=params.num_report_items,
-        seed=params.seed,
-    )
+    results = outputs.Results(spoken, metrics, heard_by, notes)
+    outputs.write_outputs(out, results, root=root, num_report_items=params.num_report_items, seed=params.seed)
     for line in outputs.summary_lines(metrics) + notes:
         print(f"evaluate: {line}")
 

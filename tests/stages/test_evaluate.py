@@ -155,6 +155,16 @@ def test_splits_that_are_not_there_are_named(corpus: dict[str, Path], tmp_path: 
         run(Params(splits=["tset"]), _context(tmp_path), **corpus, out=tmp_path / "out")
 
 
+def test_a_recogniser_that_is_not_here_is_said_before_anything_is_spoken(
+    corpus: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = {**corpus, "root": tmp_path / "nothing-to-read"}
+    for model, message in (("", "needs recogniser_model"), ("models/gone", "'models/gone': neither a folder")):
+        params = Params(recogniser="wav2vec2", recogniser_model=model)
+        with pytest.raises(InputError, match=message):
+            run(params, _context(tmp_path), **paths, out=tmp_path / "out")
+
+
 def test_a_dry_run_writes_nothing(corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(Params(), _context(tmp_path, dry_run=True, limit=3), **corpus, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

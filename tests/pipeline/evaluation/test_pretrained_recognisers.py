@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation.recogniser import RecogniserSettings, make_recogniser
+from pipeline.evaluation.recogniser import RecogniserSettings, make_recogniser, refuse_absent
 from pipeline.evaluation.wav2vec2 import Wav2Vec2Recogniser, batches
 from pipeline.evaluation.whisper import WhisperRecogniser
 
@@ -165,3 +165,10 @@ def test_models_are_never_downloaded(tmp_path: Path, name: str) -> None:
     recogniser = make_recogniser(RecogniserSettings(name, str(tmp_path / "gone")))
     with pytest.raises(InputError, match="on this machine"):
         recogniser.transcribe([np.zeros(100, np.float32)])
+    with pytest.raises(InputError, match="neither a folder with a model"):
+        refuse_absent(RecogniserSettings(name, str(tmp_path / "gone")))
+    make = {
+        "wav2vec2": lambda: _wav2vec2(tmp_path / "here", "layer"),
+        "whisper": lambda: _whisper(tmp_path / "here", True),
+    }
+    refuse_absent(RecogniserSettings(name, make[name]()))
