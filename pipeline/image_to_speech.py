@@ -146,7 +146,7 @@ class ImageToSpeech:
 
 def _beside(model_dir: Path, given: str | Path | None, word: str) -> Path:
     """The folder of a part: as given, inside the model's folder, or where the stages put it."""
-    candidates = [Path(given)] if given is not None else [model_dir / word, model_dir.absolute().parents[1] / word]
+    candidates = [Path(given)] if given is not None else [model_dir / word, model_dir.absolute().parent.parent / word]
     for folder in candidates:
         if (folder / "config.json").exists():
             return folder

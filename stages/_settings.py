@@ -9,6 +9,7 @@ I2S_LOGS      folder for logs with clocks in them           (default: logs)
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,13 @@ def from_environment() -> Settings:
     for name in os.environ:
         if name.startswith("I2S_") and name not in known:
             raise InputError(f"{name}: no such setting; known are {', '.join(sorted(known))}")
+    device = os.environ.get("I2S_DEVICE", "auto")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise InputError(f"I2S_DEVICE={device!r}: cpu, cuda, cuda:N or auto was expected")
     return Settings(
         num_workers=_count("I2S_WORKERS"),
         num_threads=_count("I2S_THREADS"),
-        device=os.environ.get("I2S_DEVICE", "auto"),
+        device=device,
         executor=os.environ.get("I2S_EXECUTOR", "loky"),
         scratch_dir=Path(os.environ.get("I2S_SCRATCH", ".scratch")).absolute(),
         logs_dir=Path(os.environ.get("I2S_LOGS", "logs")),
@@ -62,9 +66,15 @@ def from_environment() -> Settings:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` becomes cuda when there is one, else cpu. Imports torch, so call it inside `run`."""
-    if name != "auto":
+    """`auto` becomes cuda when there is one, else cpu. InputError for a GPU that is not here, unless the machines of a
+    cluster do the work. Imports torch, so call it inside `run`."""
+    if name == "cpu":
         return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    if int(name.partition(":")[2] or 0) >= there and os.environ.get("I2S_EXECUTOR", "loky") == "loky":
+        raise InputError(f"I2S_DEVICE={name}: torch {torch.__version__} sees {there} GPUs here; set another, or cpu")
+    return name

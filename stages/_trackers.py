@@ -61,9 +61,10 @@ def watched(
 
     from pipeline.captioner.training import Watch
 
-    shutil.rmtree(curves, ignore_errors=True)  # an interrupted run tells all its evaluations again
     tracker = open_tracker(name, context.settings.logs_dir, run, params)
     try:
+        spoken = hear(tracker)  # may refuse, so before anything of an earlier run goes
+        shutil.rmtree(curves, ignore_errors=True)  # an interrupted run tells all its evaluations again
         with Live(str(curves), dvcyaml=None, save_dvc_exp=False) as live:
 
             def log(step: int, figures: dict[str, float]) -> None:
@@ -76,7 +77,7 @@ def watched(
                 context.log(step=step, **figures)
                 tracker.figures(step, figures)
 
-            yield log, Watch(spoken=hear(tracker), live=tell)
+            yield log, Watch(spoken=spoken, live=tell)
     finally:
         tracker.close()
 

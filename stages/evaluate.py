@@ -12,6 +12,7 @@ from stages._cli import In, Out, Section, StageContext
 if TYPE_CHECKING:
     from pipeline.captioner.generation import GenerationSettings
     from pipeline.evaluation.ladder import Metrics, Utterance
+    from pipeline.evaluation.speech_side import SpeechFacts
     from pipeline.image_to_speech import ImageToSpeech
     from pipeline.manifest import Row
 
@@ -72,10 +73,16 @@ class Params(Section):
     )
     temperature: float = Field(0.0, ge=0, description="Above 0 the captioner draws at random instead.")
     top_p: float = Field(1.0, gt=0, le=1, description="It draws among the likeliest that hold this share.")
+    top_k: int = Field(0, ge=0, description="It draws among so many of the likeliest; 0: all.")
     num_samples: int = Field(1, ge=1, description="Captions drawn for an image; the likeliest is scored.")
+    repetition_penalty: float = Field(1.0, gt=0, description="Above 1: what was said becomes less likely.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many ids twice in a caption; 0: any.")
 
 
-CHOICE = ("num_beams", "length_penalty", "temperature", "top_p", "num_samples", "seed")
+CHOICE = (
+    *("num_beams", "length_penalty", "temperature", "top_p", "top_k", "num_samples"),
+    *("repetition_penalty", "no_repeat_ngram_size", "seed"),
+)
 """Parameters that say how a caption is chosen."""
 
 
@@ -101,6 +108,7 @@ def run(
     from pipeline.errors import InputError
     from pipeline.evaluation import ladder, outputs, speech_side
     from pipeline.evaluation.metrics import JavaScorers
+    from pipeline.evaluation.recogniser import RecogniserSettings, refuse_absent
     from pipeline.files import read_json
     from pipeline.manifest import read_split, split_names
 
@@ -124,28 +132,24 @@ def run(
     if predictions != NO_FILE:
         spoken, further = _given(params, manifests, rows, predictions, out, notes)
     else:
+        refuse_absent(RecogniserSettings(params.recogniser, params.recogniser_model))
         parts = _load_parts(context, vqgan, vocoder, model, units, images, notes)
+        (out / "rejects.jsonl").unlink(missing_ok=True)  # of somebody else's predictions
         spoken = {name: _rungs(params, found, name, root, units, images, parts) for name, found in rows.items()}
+        _note_gaps(rows, spoken, notes)
     if params.references:
         _use_references(params, rows, spoken, root, notes)
     context.log(event="spoken", utterances=sum(len(u) for rungs in spoken.values() for u in rungs.values()))
     heard_by = _listen(params, context, manifests, spoken, further, notes)
     protocol = _protocol(params, java, spoken, heard_by, notes)
     settings = ladder.ScoreSettings(params.attributes, params.bootstrap_samples, params.seed, protocol)
+    size = read_json(units / "units.json").get("num_units", 0) if (units / "units.json").exists() else 0
     metrics = {}
     for name, rungs in spoken.items():
-        metrics[name] = _score(rungs, heard_by, settings, java)
-        size = read_json(units / "units.json").get("num_units", 0) if (units / "units.json").exists() else 0
         facts = speech_side.SpeechFacts(ladder.recorded_units(units / name), size, further.get(name, []))
-        for rung, measured in speech_side.measure(rungs, heard_by[0], facts, settings).items():
-            metrics[name].setdefault(rung, {}).update(measured)
-    outputs.write_outputs(
-        out,
-        outputs.Results(spoken, metrics, heard_by, notes),
-        root=root,
-        num_report_items=params.num_report_items,
-        seed=params.seed,
-    )
+        metrics[name] = _score(rungs, heard_by, settings, java, facts)
+    results = outputs.Results(spoken, metrics, heard_by, notes)
+    outputs.write_outputs(out, results, root=root, num_report_items=params.num_report_items, seed=params.seed)
     for line in outputs.summary_lines(metrics) + notes:
         print(f"evaluate: {line}")
 
@@ -219,6 +223,16 @@ def _rungs(
         captioner, speaker = parts["captioner"], parts["speaker"]
         rungs["prediction"] = ladder.predicted(rows, captioner, speaker, images / split, root, _choice(params))
     return rungs
+
+
+def _note_gaps(rows: "dict[str, list[Row]]", spoken: "dict[str, dict[str, list[Utterance]]]", notes: list[str]) -> None:
+    """Say what a rung lacks, since leaving out what is hard flatters."""
+    for split, rungs in spoken.items():
+        recorded, pictures = len(rungs["ground_truth"]), sum(row.image is not None for row in rows[split])
+        if lacking := recorded - len(rungs.get("resynthesis", rungs["ground_truth"])):
+            notes.append(f"{split}: {lacking} of {recorded} recordings have no units, and are not spoken again.")
+        if "prediction" in rungs and (lacking := pictures - len(rungs["prediction"])):
+            notes.append(f"{split}: {lacking} of {pictures} images have no tokens, and nothing is said of them.")
 
 
 def _given(
@@ -347,10 +361,14 @@ def _recognisers(
     return recognisers
 
 
-def _score(rungs: "dict[str, list[Utterance]]", names: list[str], settings: Any, java: Any) -> "dict[str, Metrics]":
-    from pipeline.evaluation import ladder
+def _score(
+    rungs: "dict[str, list[Utterance]]", names: list[str], settings: Any, java: Any, facts: "SpeechFacts"
+) -> "dict[str, Metrics]":
+    from pipeline.evaluation import ladder, speech_side
 
     scores = {name: ladder.score(utterances, names, settings, java) for name, utterances in rungs.items() if utterances}
     if chance := ladder.score_chance(rungs.get("prediction", []), names, settings, java):
         scores["chance"] = chance
+    for rung, measured in speech_side.measure(rungs, names[0], facts, settings).items():
+        scores.setdefault(rung, {}).update(measured)
     return scores

@@ -76,7 +76,9 @@ class Params(Section):
     )
     evaluate_every: int = Field(300, ge=1, description="Steps between evaluations.")
     save_every: int = Field(0, ge=0, description="Steps between checkpoints to go on from; 0: at evaluations.")
-    num_validation_images: int = Field(60, ge=1, description="Images spoken freely at each evaluation.")
+    num_validation_images: int = Field(
+        60, ge=1, description="Validation images, the first so many: their loss, and what is said of them freely."
+    )
     num_samples: int = Field(4, ge=0, description="With --vocoder: validation images whose speech goes to the log.")
     bleu_images: int = Field(
         0, ge=0, description="With --vocoder: validation images whose speech is recognised and scored; 0: off."
@@ -148,21 +150,41 @@ def run(
     from pipeline.captioner.distributed import Processes
     from pipeline.errors import InputError
     from pipeline.tokens.index import split_names
+    from stages._settings import resolve_device
     from stages._trackers import refuse_missing
 
     splits = split_names(shards)
     if "train" not in splits:
         raise InputError(f"{shards}: no split 'train' (found: {', '.join(splits) or 'none'}); run the shards stage")
-    if params.bleu_images and str(vocoder) == "none":
-        raise InputError("train.bleu_images: speech has to be made first; give --vocoder FOLDER")
+    _refuse_deaf(params, vocoder)
     refuse_missing(params.tracker)
+    if "val" not in splits:
+        print(f"train: {shards} has no split val, so validation figures are of the first training images")
     if context.dry_run:
         return
+    resolve_device(context.settings.device)  # refuses a GPU that is not here
     processes = Processes.launched(context.settings.device)
     try:
         _train(params, context, processes, shards, "val" if "val" in splits else "train", vqgan, vocoder, out)
     finally:
         processes.close()
+
+
+def _refuse_deaf(params: Params, vocoder: Path) -> None:
+    """InputError for a BLEU that could not be measured as it is asked for."""
+    from pipeline.errors import InputError
+
+    if not params.bleu_images:
+        return
+    if str(vocoder) == "none":
+        raise InputError("train.bleu_images: speech has to be made first; give --vocoder FOLDER")
+    if params.bleu_images > params.num_validation_images:
+        raise InputError(
+            f"train.bleu_images: {params.bleu_images} are to be heard, but train.num_validation_images says that "
+            f"{params.num_validation_images} are spoken; raise that"
+        )
+    if params.bleu_recogniser == "wav2vec2" and not params.bleu_recogniser_model:
+        raise InputError("train.bleu_recogniser: wav2vec2 needs train.bleu_recogniser_model, the folder of a model")
 
 
 def _train(

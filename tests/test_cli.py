@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from stages import kmeans
 from stages.__main__ import STAGES
 from stages._cli import build_params, read_params
-from stages._settings import from_environment
+from stages._settings import from_environment, resolve_device
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,3 +72,13 @@ def test_an_unknown_machine_setting_is_refused(monkeypatch):
     monkeypatch.setenv("I2S_WORKER", "2")
     with pytest.raises(InputError, match="I2S_WORKER"):
         from_environment()
+
+
+def test_a_device_that_is_none_or_not_here_is_refused(monkeypatch):
+    monkeypatch.setenv("I2S_DEVICE", "gpu")
+    with pytest.raises(InputError, match="I2S_DEVICE='gpu': cpu, cuda, cuda:N or auto"):
+        from_environment()
+    with pytest.raises(InputError, match="I2S_DEVICE=cuda:99: torch .* GPUs here"):
+        resolve_device("cuda:99")
+    monkeypatch.setenv("I2S_EXECUTOR", "dask://elsewhere:8786")
+    assert resolve_device("cuda:99") == "cuda:99"

@@ -95,11 +95,9 @@ class MemoryFeed:
         chosen = next(self._batches)
         sharing = self._sharing
         mine = chosen[sharing.rank :: sharing.count]
-        cuts = [cut for number in range(sharing.num_parts) if (cut := mine[number :: sharing.num_parts])]
-        parts = [make_part(self._examples, self._pairs, cut, self._pad) for cut in cuts]
-        if not parts:
-            idle = make_part(self._examples, self._pairs, chosen[:1], self._pad)
-            parts = [replace(idle, num_tokens=0)]
+        num_parts = min(sharing.num_parts, -(-len(chosen) // sharing.count))  # of the process that has most
+        cuts = [mine[number::num_parts] for number in range(num_parts)]
+        parts = [make_part(self._examples, self._pairs, cut, self._pad, idle=chosen[0]) for cut in cuts]
         return Turn(parts, sum(len(self._pairs[i][1]) - 1 for i in chosen))
 
     def position(self) -> list[int]:
@@ -193,16 +191,23 @@ class StreamFeed:
         if not images:
             return []
         examples = Examples(torch.stack(images), [])
-        cuts = (range(len(pairs))[n :: self._sharing.num_parts] for n in range(self._sharing.num_parts))
-        parts = [make_part(examples, pairs, cut, self._vocabulary.pad) for cut in cuts if cut]
-        rank, count = self._sharing.rank, self._sharing.count
+        rank, count, num_parts = self._sharing.rank, self._sharing.count, self._sharing.num_parts
+        if count == 1:  # else how many the others have is not known here
+            num_parts = min(num_parts, len(pairs))
+        cuts = (range(len(pairs))[n::num_parts] for n in range(num_parts))
+        parts = [make_part(examples, pairs, cut, self._vocabulary.pad, idle=0) for cut in cuts]
         return [replace(part, numbers=[rank + count * number for number in part.numbers]) for part in parts]
 
 
-def make_part(examples: Examples, pairs: Sequence[tuple[int, list[int]]], chosen: Sequence[int], pad: int) -> Part:
-    """The chosen pairs as a part."""
-    images, ids = collate(examples, pairs, chosen, pad)
-    return Part(images, ids, sum(len(pairs[i][1]) - 1 for i in chosen), list(chosen))
+def make_part(
+    examples: Examples, pairs: Sequence[tuple[int, list[int]]], chosen: Sequence[int], pad: int, *, idle: int
+) -> Part:
+    """The chosen pairs as a part; of none, the pair `idle` that counts for nothing.
+
+    All processes make as many parts, since a batch norm over all of them waits for each at every one.
+    """
+    images, ids = collate(examples, pairs, chosen or [idle], pad)
+    return Part(images, ids, sum(len(pairs[i][1]) - 1 for i in chosen), list(chosen or [idle]))
 
 
 def _nothing_fits(num_too_long: int, max_length: int) -> InputError:

@@ -111,7 +111,7 @@ def generate_captions(
     """
     model.eval()
     device = next(model.parameters()).device
-    limit = min(max_length, model.config.max_position_embeddings - 1)
+    limit = min(max_length, model.config.max_position_embeddings)
     copies = settings.num_beams if settings.num_beams > 1 else settings.num_samples
     per_batch = max(1, batch_size // copies)
     found: list[list[Caption]] = []

@@ -31,6 +31,8 @@ from pipeline.errors import InputError
 # Mean and deviation of CLIP's training images, which GIT's towers expect (openai/clip-vit-base-patch16).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_POSITIONS = 384
+"""Of the bundled captioners, and of a new one unless its captions are longer."""
 
 
 @strict
@@ -276,7 +278,7 @@ def make_config(
     num_queries: int = 0,
     norm_first: bool = True,
     image_tokenizer: str = "",
-    max_positions: int = 384,
+    max_positions: int = MAX_POSITIONS,
     dropout: float = 0.1,
     pad: int = 0,
     bos: int = 1,

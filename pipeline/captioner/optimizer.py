@@ -38,9 +38,10 @@ def is_new(name: str) -> bool:
     return name.startswith(("git.embeddings.word_embeddings.", "output."))
 
 
-def train_mode(model: Captioner) -> None:
-    """Training mode, but a frozen tower keeps its batch statistics and drops nothing."""
+def train_mode(model: Captioner, only_new: bool = False) -> None:
+    """Training mode, but a tower that does not learn, as while `only_new` weights do, keeps its batch statistics and
+    drops nothing."""
     model.train()
     tower = model.git.image_encoder
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
+    if only_new or not any(parameter.requires_grad for parameter in tower.parameters()):
         tower.eval()

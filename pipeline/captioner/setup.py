@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipeline.captioner.augmentation import AugmentationSettings, TokenAugmentation
 from pipeline.captioner.batches import Stream
 from pipeline.captioner.data import Examples
-from pipeline.captioner.model import Captioner, copy_matching, load_captioner, make_config
+from pipeline.captioner.model import MAX_POSITIONS, Captioner, copy_matching, load_captioner, make_config
 from pipeline.captioner.vision_pretraining import NUM_QUERIES
 from pipeline.captioner.vocabulary import Merge, UnitVocabulary, learn_merges
 from pipeline.errors import InputError
@@ -37,7 +37,8 @@ def build_captioner(
     """A captioner for these shards with the weights that `params["init"]` names, and its unit vocabulary.
 
     vqgan_dir: folder of the image tokenizer; None takes the codebook that the shards carry. Raises InputError when
-    it, or the image tokenizer that init was trained on, is not the shards' own.
+    it, or the image tokenizer that init was trained on, is not the shards' own, and when init has too few positions
+    for `max_length`.
     """
     torch.manual_seed(params["seed"])
     is_tokens = params["input"] == "tokens"
@@ -92,8 +93,14 @@ def _config(
     vocabulary: UnitVocabulary,
     codes: torch.Tensor | None,
 ) -> Any:
+    longest = params["max_length"] - 1  # what goes in lacks EOS, what comes out lacks BOS
     if start is not None:
         config = start.config.__class__.from_dict(start.config.to_dict())
+        if longest > config.max_position_embeddings:
+            raise InputError(
+                f"train.max_length: {params['init']} has {config.max_position_embeddings} positions, so at most "
+                f"{config.max_position_embeddings + 1}, not {params['max_length']}; longer captions are then left out"
+            )
         config.vocab_size = vocabulary.size
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = params["dropout"]
         config.pad_token_id, config.bos_token_id, config.eos_token_id = (
@@ -109,12 +116,14 @@ def _config(
             input=params["input"],
             vocab_size=vocabulary.size,
             num_queries=NUM_QUERIES,
+            max_positions=max(MAX_POSITIONS, longest + 1),
             dropout=params["dropout"],
             pad=vocabulary.pad,
             bos=vocabulary.bos,
             eos=vocabulary.eos,
             **stem,
         )
+    config.max_units = max(config.max_units, longest)  # it may say all that it learns
     config.unit_codebook = vocabulary.codebook_fingerprint
     config.unit_vocabulary = None
     return config
@@ -155,6 +164,11 @@ def build_augmentation(
         raise InputError(
             f"train.augment_random_place: the captioner takes the whole grid {whole}; for a part of it, set "
             "train.crop_tokens"
+        )
+    if settings.swap and settings.swap * min(whole) < 1:
+        raise InputError(
+            f"train.augment_swap: {settings.swap} of {whole[0]} x {whole[1]} tokens is less than one; give more than "
+            f"1/{min(whole)}"
         )
     codebook = model.git.image_encoder.vision_model.embeddings.codebook
     return TokenAugmentation(settings, codebook, (grid[0], grid[1]), params["seed"])

@@ -230,7 +230,7 @@ class _Run:
         only_new = step <= settings.embedding_steps
         for name, parameter in self.trainable.items() if processes.count == 1 else ():
             parameter.requires_grad_(is_new(name) or not only_new)
-        train_mode(self.model)
+        train_mode(self.model, only_new)
         factor = rate_factor(settings.schedule, step - 1, settings.warmup_steps, settings.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor

@@ -71,6 +71,13 @@ def _read_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise InputError(f"{table}: a table ends in .csv, .tsv or .jsonl")
+    try:
+        yield from _read_cells(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: not readable as a table of text in UTF-8 ({error})") from error
+
+
+def _read_cells(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
         names = reader.fieldnames or []

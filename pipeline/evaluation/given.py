@@ -71,7 +71,7 @@ def read_given(path: Path, scored: Sequence[Row], manifest: Iterable[Row]) -> Gi
     names = _names(manifest)
     wanted = {row.key for row in scored}
     given = Given()
-    for one in _records(path):
+    for one in _readable(path):
         keys = _find(one.name, names)
         if len(keys) == 1 and not keys & wanted:
             given.num_elsewhere += 1
@@ -87,7 +87,7 @@ def read_given(path: Path, scored: Sequence[Row], manifest: Iterable[Row]) -> Gi
         first = f" ({given.rejects[0].reason})" if given.rejects else ""
         raise InputError(
             f"{path}: nothing in it belongs to the {len(scored)} images that are scored{others}{first}; images go by "
-            "key, by the name of their file or by COCO's number"
+            "key, by the name of their file or by COCO's number, and --splits says of which splits they are"
         )
     if len({one.recording is None for found in given.said.values() for one in found}) > 1:
         raise InputError(f"{path}: texts and recordings in one file; give them in two")
@@ -128,9 +128,8 @@ def _utterance(row: Row, one: Said, rejects: list[Reject]) -> Utterance | None:
 
 
 def _silence(row: Row, recorded: bool) -> Utterance:
-    nothing = np.zeros(SAMPLE_RATE if recorded else 0, np.float32)
     heard = {} if recorded else {GIVEN: ""}
-    return Utterance(row, row.key, "", nothing, transcripts=dict(heard), raw=dict(heard))
+    return Utterance(row, row.key, "", np.zeros(0, np.float32), transcripts=dict(heard), raw=dict(heard))
 
 
 def _names(rows: Iterable[Row]) -> dict[str, set[str]]:
@@ -154,6 +153,14 @@ def _find(name: str, names: Mapping[str, set[str]]) -> set[str]:
         if called in names:
             return names[called]
     return names.get(str(int(name)), set()) if name.isascii() and name.isdigit() else set()
+
+
+def _readable(path: Path) -> Iterator[Said]:
+    """`_records`, of a file that is text."""
+    try:
+        yield from _records(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not readable as text in UTF-8 ({error})") from error
 
 
 def _records(path: Path) -> Iterator[Said]:

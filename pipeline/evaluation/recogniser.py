@@ -85,6 +85,23 @@ def make_recogniser(
     raise InputError(f"recogniser: {settings.name!r} is unknown; known are {', '.join(NAMES)}")
 
 
+def refuse_absent(settings: RecogniserSettings) -> None:
+    """InputError when wav2vec2's or whisper's model is not on this machine: it is loaded at the first utterance, which
+    is late to hear of a misspelt folder."""
+    if settings.name not in ("wav2vec2", "whisper"):
+        return
+    from transformers.utils import cached_file
+
+    model = _model(settings)
+    try:
+        cached_file(model, "config.json", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"recogniser_model {model!r}: neither a folder with a model nor one that transformers has in its "
+            "cache; nothing is downloaded here"
+        ) from error
+
+
 def _model(settings: RecogniserSettings) -> str:
     if not settings.model:
         raise InputError(f"recogniser {settings.name} needs recogniser_model: the folder of a model, or a cached id")

@@ -59,16 +59,21 @@ class WhisperRecogniser:
 
     @torch.inference_mode()
     def transcribe(self, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[str]:
-        """Transcripts of float32 waveforms [num_samples] at 16 kHz, in order, as Whisper writes them."""
+        """Transcripts of float32 waveforms [num_samples] at 16 kHz, in order, as Whisper writes them.
+
+        "" for one that has no sample, of which it would make words.
+        """
         from tqdm import trange
 
         processor, model = self._load()
         choices = self._choices(model)
         most = MAX_SECONDS * SAMPLE_RATE
         self.num_cut += sum(len(waveform) > most for waveform in waveforms)
-        texts: list[str] = []
-        for start in trange(0, len(waveforms), self.batch_size, desc="whisper", unit="batch", disable=None):
-            batch = [waveform[:most] for waveform in waveforms[start : start + self.batch_size]]
+        texts = [""] * len(waveforms)
+        sounding = [place for place, waveform in enumerate(waveforms) if len(waveform)]
+        for start in trange(0, len(sounding), self.batch_size, desc="whisper", unit="batch", disable=None):
+            places = sounding[start : start + self.batch_size]
+            batch = [waveforms[place][:most] for place in places]
             inputs = processor(batch, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True)
             said = model.generate(
                 inputs.input_features.to(self.device),
@@ -78,5 +83,6 @@ class WhisperRecogniser:
                 return_timestamps=False,
                 **choices,
             )
-            texts += [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
+            for place, text in zip(places, processor.batch_decode(said, skip_special_tokens=True), strict=True):
+                texts[place] = text.strip()
         return texts

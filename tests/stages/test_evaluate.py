@@ -1,6 +1,7 @@
 """The evaluate stage by hand: espeak speech through every rung, small untrained parts where nobody listens."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
+from pipeline.captioner.generation import GenerationSettings
 from pipeline.captioner.model import Captioner, make_config
 from pipeline.captioner.vocabulary import UnitVocabulary
 from pipeline.corpora.world import scenes
@@ -22,7 +24,7 @@ from pipeline.speech.vocoder import Vocoder, VocoderInfo, build_network, save_vo
 from pipeline.tokens.parts import UnitsPart, deduplicate, write_units_part
 from stages._cli import StageContext
 from stages._settings import Settings
-from stages.evaluate import Params, run
+from stages.evaluate import CHOICE, Params, run
 
 FINGERPRINT = "0123456789abcdef"
 SMALL: dict[str, Any] = {"bootstrap_samples": 50, "java_metrics": False, "num_report_items": 3}
@@ -103,6 +105,7 @@ def test_the_whole_ladder(corpus: dict[str, Path], tmp_path: Path) -> None:
         assert bool(len(waveform)) == bool(record["units"])
 
     page = (out / "report" / "index.html").read_text()
+    assert "have no units" not in page and "have no tokens" not in page
     assert page.count("<article>") == 3 and "http" not in page and str(tmp_path) not in page
     assert (out / "plots" / "bleu4.csv").read_text().splitlines()[1].startswith("test ground_truth,test,ground_truth")
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
@@ -113,12 +116,32 @@ def test_without_vocoder_and_captioner_the_recordings_remain(
     corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = Params(**SMALL, max_captions=0, second_recogniser="none", max_items=2)
+    write_json(tmp_path / "out" / "rejects.jsonl", "of an earlier run with --predictions")
     run(params, _context(tmp_path), **{**corpus, "vocoder": tmp_path / "none"}, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "rejects.jsonl").exists()
     metrics = read_json(tmp_path / "out" / "metrics.json")
     assert list(metrics["test"]) == ["ground_truth"]
     assert metrics["test"]["ground_truth"]["num_items"] == 4  # two images, two recordings each
     assert "wer_ctc" not in metrics["test"]["ground_truth"]
     assert "there is no vocoder" in capsys.readouterr().out
+
+
+def test_what_a_rung_leaves_out_is_said(
+    corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = Params(**SMALL, max_captions=0, recogniser="ctc")
+    run(params, _context(tmp_path), **{**corpus, "model": tmp_path / "none"}, out=tmp_path / "out")
+    found = read_json(tmp_path / "out" / "metrics.json")["test"]
+    assert found["ground_truth"]["num_items"] == 8 and found["resynthesis"]["num_items"] == 7
+    note = "test: 1 of 8 recordings have no units, and are not spoken again."
+    assert note in capsys.readouterr().out and note in (tmp_path / "out" / "report" / "index.html").read_text()
+
+
+def test_every_way_to_choose_a_caption_is_a_parameter() -> None:
+    known = {field.name for field in fields(GenerationSettings)} - {"min_length"}  # Python's alone
+    assert set(CHOICE) == known <= set(Params.model_fields)
+    defaults = GenerationSettings()
+    assert all(getattr(Params(), name) == getattr(defaults, name) for name in CHOICE)
 
 
 def test_a_vocoder_of_another_codebook_is_refused(corpus: dict[str, Path], tmp_path: Path) -> None:
@@ -136,6 +159,16 @@ def test_generation_that_cannot_be_is_refused_before_anything_is_read(tmp_path: 
     for wrong, said in (({"num_samples": 3}, "temperature above 0"), ({"num_beams": 2, "temperature": 1.0}, "choose")):
         with pytest.raises(InputError, match=said):
             run(Params(**wrong), _context(tmp_path), manifests=tmp_path / "nowhere", out=tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_a_recogniser_that_is_not_here_is_said_before_anything_is_spoken(
+    corpus: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = {**corpus, "root": tmp_path / "nothing-to-read"}
+    for model, message in (("", "needs recogniser_model"), ("models/gone", "'models/gone': neither a folder")):
+        params = Params(recogniser="wav2vec2", recogniser_model=model)
+        with pytest.raises(InputError, match=message):
+            run(params, _context(tmp_path), **paths, out=tmp_path / "out")
 
 
 def test_a_dry_run_writes_nothing(corpus: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,7 @@ def test_seits_stem_and_crop(made, tmp_path):
         ({"input": "pixels", "augment_swap": 0.2}, "only image tokens are augmented"),
         ({"input": "pixels", "stem": "seit"}, "train.input tokens, train.init none"),
         ({"augment_random_place": True}, r"takes the whole grid \(4, 4\).*train.crop_tokens"),
+        ({"augment_swap": 0.2}, "train.augment_swap: 0.2 of 4 x 4 tokens is less than one; give more than 1/4"),
         ({"crop_tokens": 5}, "train.crop_tokens: 5 a side, but the shards' tokens are 4 x 4"),
         ({"crop_tokens": 3, "stem": "seit"}, "train.stem: seit halves a square grid of even sides"),
         ({"init": "bundled", "crop_tokens": 2}, "train.init none"),

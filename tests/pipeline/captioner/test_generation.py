@@ -179,7 +179,7 @@ def test_the_models_positions_bound_the_length():
     model = talkative(-50.0, max_positions=10)
     settings = GenerationSettings(no_repeat_ngram_size=1)
     (found,) = generate_captions(model, VOCABULARY, images("tokens", 1), settings, max_length=100)
-    assert len(found[0].units) == 9
+    assert len(found[0].units) == 10
 
 
 def test_a_least_length():

@@ -11,6 +11,7 @@ from pipeline.captioner.batches import MemoryFeed, Sharing, Stream, StreamFeed
 from pipeline.captioner.checkpoint import load_checkpoint
 from pipeline.captioner.data import Examples, epoch_batches
 from pipeline.captioner.distributed import Processes
+from pipeline.captioner.optimizer import train_mode
 from pipeline.captioner.schedules import rate_factor
 from pipeline.captioner.training import TrainingSettings, Watch, _make_feed, _Run, train_captioner
 from pipeline.captioner.vocabulary import UnitVocabulary
@@ -223,7 +224,7 @@ def test_the_shares_of_all_processes_are_the_batch(num_parts):
         assert sum(part.num_tokens for part in parts) == whole.num_tokens == turns[0].num_tokens
         told = sorted(row[row > 0].tolist() for part in parts for row in part.ids)
         assert told == sorted(row[row > 0].tolist() for row in whole.parts[0].ids)
-        assert all(turn.parts for turn in turns)
+        assert len({len(turn.parts) for turn in turns}) == 1  # a batch norm over all of them waits at every turn
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,26 @@ def stream(tmp_path_factory) -> Stream:
         return torch.randint(0, 16, (1, 8, 8), generator=generator)
 
     return Stream(TokenSource(folder, "train", block=5), image)
+
+
+def test_processes_that_stream_take_as_many_turns(stream):
+    def feed(rank):
+        sharing = Sharing(rank, 2, num_parts=3)
+        return StreamFeed(stream, VOCABULARY, batch_size=5, batch_tokens=0, max_length=30, sharing=sharing)
+
+    feeds = [feed(rank) for rank in range(2)]
+    turns = [next(one) for _ in range(8) for one in feeds]
+    assert {len(turn.parts) for turn in turns} == {3}
+    assert any(part.num_tokens == 0 for turn in turns for part in turn.parts)
+
+
+def test_a_tower_rests_while_only_new_weights_learn():
+    """Whether or not its gradients are computed: several processes compute them all."""
+    model = small("tokens")
+    train_mode(model)
+    assert model.git.image_encoder.training and model.git.encoder.training
+    train_mode(model, only_new=True)
+    assert not model.git.image_encoder.training and model.git.encoder.training
 
 
 @pytest.mark.parametrize("budget", [0, 60])

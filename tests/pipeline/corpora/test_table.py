@@ -89,3 +89,6 @@ def test_layout_errors(tmp_path: Path) -> None:
     (tmp_path / "table.jsonl").write_text('{"audio": "a.wav"}\n{"audio": "b.w')
     with pytest.raises(InputError, match=r"table.jsonl:2"):
         list(read(tmp_path, Options()))
+    (tmp_path / "table.csv").write_bytes("audio,text\na.wav,na\u00efve\n".encode("cp1252"))  # as Excel saves it
+    with pytest.raises(InputError, match=r"table.csv: not readable as a table of text in UTF-8"):
+        list(read(tmp_path, Options(table="table.csv")))

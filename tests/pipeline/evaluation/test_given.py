@@ -71,7 +71,7 @@ def test_recordings_in_a_folder_and_in_a_table(tmp_path: Path) -> None:
     assert given.are_recordings and given.num_elsewhere == 1
     assert [reject.reason for reject in given.rejects] == ["table.jsonl:3: gone.wav: no such file"]
     first, _ = utterances(given, SCORED, "silence", table)
-    assert [(u.row, len(u.waveform)) for u in first] == [(COCO, 1600), (FLICKR, 16000)]
+    assert [(u.row, len(u.waveform)) for u in first] == [(COCO, 1600), (FLICKR, 0)]
 
 
 def test_a_recording_that_does_not_open_is_a_reject(tmp_path: Path) -> None:
@@ -126,3 +126,13 @@ def test_a_name_of_two_images_is_a_reject(tmp_path: Path) -> None:
     path.write_text(json.dumps({"x.jpg": "which?", "one/x.jpg": "this"}))
     given = read_given(path, twins, twins)
     assert list(given.said) == ["a"] and "names 2 images" in given.rejects[0].reason
+
+
+@pytest.mark.parametrize("name", ["table.csv", "folder/391895.txt"])
+def test_text_that_is_not_utf_8_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes("image,caption\n391895,na\u00efve\n".encode("latin-1"))
+    given = path if path.suffix == ".csv" else path.parent
+    with pytest.raises(InputError, match=f"{given.name}: not readable as text in UTF-8"):
+        read_given(given, SCORED, ALL)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation.recogniser import RecogniserSettings, make_recogniser
+from pipeline.evaluation.recogniser import RecogniserSettings, make_recogniser, refuse_absent
 from pipeline.evaluation.wav2vec2 import Wav2Vec2Recogniser, batches
 from pipeline.evaluation.whisper import WhisperRecogniser
 
@@ -142,6 +142,7 @@ def test_whisper_is_greedy_and_the_same_in_any_batch(tmp_path: Path) -> None:
     alone = recogniser.transcribe(waveforms)
     assert WhisperRecogniser(model, batch_size=3).transcribe(waveforms) == alone
     assert recogniser.transcribe(waveforms) == alone and len(set(alone)) > 2 and recogniser.num_cut == 0
+    assert [not text for text in alone] == [not len(waveform) for waveform in waveforms]
     german = WhisperRecogniser(model, language="de").transcribe(waveforms)
     assert german != alone
     with pytest.raises(InputError, match="'fr' is not among .*: de, en"):
@@ -164,3 +165,10 @@ def test_models_are_never_downloaded(tmp_path: Path, name: str) -> None:
     recogniser = make_recogniser(RecogniserSettings(name, str(tmp_path / "gone")))
     with pytest.raises(InputError, match="on this machine"):
         recogniser.transcribe([np.zeros(100, np.float32)])
+    with pytest.raises(InputError, match="neither a folder with a model"):
+        refuse_absent(RecogniserSettings(name, str(tmp_path / "gone")))
+    make = {
+        "wav2vec2": lambda: _wav2vec2(tmp_path / "here", "layer"),
+        "whisper": lambda: _whisper(tmp_path / "here", True),
+    }
+    refuse_absent(RecogniserSettings(name, make[name]()))
