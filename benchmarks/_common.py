@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """`--small` and `--pairs`, which every benchmark has."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument("--small", action="store_true", help="a minute or two, for a first look")
-    found.add_argument("--pairs", type=int, default=0, help="timings of each side (default: 2 small, else 5)")
+    found.add_argument("--pairs", type=int, default=0, help="timings of each side (default: 2 small, else 5 or fewer)")
     return found
 
 
@@ -91,12 +92,16 @@ def pairs(
     """(median of the peer's time over ours, our median, the peer's median) in seconds, one after the other each time.
 
     warm: both run once before, unmeasured. Neighbouring timings are compared, so that slow changes of a shared machine
-    fall out of the ratio.
+    fall out of the ratio. A line on stderr after each pair says how far it is.
     """
-    if warm:
-        ours()
-        peer()
-    times = [(seconds(ours), seconds(peer)) for _ in range(number)]
+    times: list[tuple[float, float]] = []
+    for turn in range(-int(warm), number):
+        own, other = seconds(ours), seconds(peer)
+        left = (number - 1 - turn) * (own + other) / 60
+        name = "unmeasured pair" if turn < 0 else f"pair {turn + 1} of {number}"
+        print(f"{name}: ours {own:.1f} s, peer {other:.1f} s; {left:.1f} minutes left", file=sys.stderr)
+        if turn >= 0:
+            times.append((own, other))
     own, other = (statistics.median(side) for side in zip(*times, strict=True))
     return statistics.median(b / a for a, b in times), own, other
 

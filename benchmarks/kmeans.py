@@ -1,11 +1,13 @@
-"""The codebook: our `lloyd` recipe against scikit-learn with fairseq's recipe, on the same mapped sample.
+"""The codebook: our `lloyd` recipe against scikit-learn with fairseq's recipe and against faiss, on one mapped sample.
 
 Frames of the bundled encoder over espeak speech, interpolated between neighbours, lifted to 768 dimensions by a fixed
-random map with a little noise: as many as asked for, with the structure of real frames. Lower inertia is better.
+random map with a little noise: as many as asked for, with the structure of real frames. Lower inertia is better; it is
+taken over all rows, whatever a peer was fitted on. faiss takes part where it is installed (the extra `bench`).
 """
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,46 @@ def write_frames(path: Path, num_rows: int, dim: int) -> npt.NDArray[np.float32]
     return np.load(path, mmap_mode="r")
 
 
+def faiss_fits(num_rows: int) -> dict[str, dict[str, int]]:
+    """faiss.Kmeans as it comes (256 rows a cluster), with all rows, and with as many passes over all as ours makes."""
+    everything = {"max_points_per_centroid": num_rows}
+    return {
+        "faiss": {},
+        "faiss, all rows": everything,
+        "faiss, all rows, 2 iterations": {**everything, "niter": 2},
+    }
+
+
+def fit_faiss(frames: npt.NDArray[np.float32], num_clusters: int, threads: int, settings: dict[str, int]) -> Codebook:
+    """By faiss.Kmeans, with 25 iterations unless the settings say otherwise."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    found = faiss.Kmeans(frames.shape[1], num_clusters, seed=0, **settings)
+    found.train(frames)
+    return Codebook(np.ascontiguousarray(found.centroids, np.float32))
+
+
+def compare_faiss(
+    frames: npt.NDArray[np.float32], num_clusters: int, threads: int, own: float, inertia: float
+) -> dict[str, dict[str, float]]:
+    """Of each way of faiss: its time over ours, and our inertia over its own. Empty where it is not installed."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        print(f"left out: faiss ({error}; pip install 'im2speech[bench]')")
+        return {}
+    found = {}
+    for name, settings in faiss_fits(len(frames)).items():
+        started = time.perf_counter()
+        codebook = fit_faiss(frames, num_clusters, threads, settings)
+        taken = time.perf_counter() - started
+        other = float(fit_report(codebook, frames)["inertia"])
+        print(f"{name}: {taken:.1f} s, inertia {other:.4f}, ours {inertia / other:.5f} of it")
+        found[name] = {"ratio": round(taken / own, 3), "inertia_ratio": round(inertia / other, 5)}
+    return found
+
+
 def main() -> None:
     """Print the comparison."""
     arguments = parser(__doc__.splitlines()[0])
@@ -57,7 +99,8 @@ def main() -> None:
             )[0]
 
         ratio, own, other = pairs(lambda: fit("lloyd"), lambda: fit("fairseq"), options.pairs or 1, warm=False)
-        inertia = {recipe: fit_report(codebook, frames)["inertia"] for recipe, codebook in found.items()}
+        inertia = {recipe: float(fit_report(codebook, frames)["inertia"]) for recipe, codebook in found.items()}
+        faiss = compare_faiss(frames, num_clusters, cores, own, inertia["lloyd"])
     share = inertia["lloyd"] / inertia["fairseq"]
     print(f"{num_rows} rows x {dim}, K {num_clusters}: lloyd {own:.1f} s, fairseq's recipe {other:.1f} s")
     print(f"inertia: lloyd {inertia['lloyd']:.4f}, fairseq's recipe {inertia['fairseq']:.4f}, ratio {share:.5f}")
@@ -67,7 +110,8 @@ def main() -> None:
         ratio,
         {"inertia_ratio": round(share, 5)},
         options.device,
-        f"{num_rows} x {dim}, K {num_clusters}, {cores} threads for ours",
+        f"{num_rows} x {dim}, K {num_clusters}, {cores} threads for ours and faiss",
+        faiss=faiss,
     )
 
 

@@ -1,9 +1,5 @@
 """The units stage: every utterance becomes units or a reject, whoever does the work and whatever kills it."""
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -83,25 +79,3 @@ def test_a_replaced_codebook_is_noticed_by_workers_that_live_on(corpus):
     second = run(corpus, "second", workers=2)
     assert contents(second) != first and read_json(second / "units.json")["num_units"] == 5
     assert max(int(read_units_part(p).units.max()) for p in second.rglob("*.npz")) < 5
-
-
-def test_dask_with_a_worker_killed_midway_gives_the_same_bytes(tmp_path):
-    distributed = pytest.importorskip("distributed", reason="needs dask.distributed (pip install 'im2speech[cluster]')")
-    write_corpus(tmp_path, num_train=40, rows_per_shard=1)
-    write_models(tmp_path)
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        victim = next(iter(cluster.workers.values())).pid
-
-        def kill() -> None:
-            finished = tmp_path / "scratch-cluster"
-            while len(list(finished.glob("*/out/*/*.npz"))) < 8:
-                time.sleep(0.005)
-            os.kill(victim, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        executor = f"dask://{cluster.scheduler_address.removeprefix('tcp://')}"
-        out = run(tmp_path, "cluster", workers=2, executor=executor)
-        killer.join(1)
-        assert not killer.is_alive()
-    assert contents(out) == contents(run(tmp_path, "alone"))
