@@ -33,11 +33,12 @@ CAPTION_WORDS = (
 )
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """`--small` and `--pairs`, which every benchmark has."""
+def parser(description: str, *, paired: bool = True) -> argparse.ArgumentParser:
+    """`--small`, which every benchmark has, and `--pairs` for those that take turns with a peer."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument("--small", action="store_true", help="a minute or two, for a first look")
-    found.add_argument("--pairs", type=int, default=0, help="timings of each side (default: 2 small, else 5 or fewer)")
+    if paired:
+        found.add_argument("--pairs", type=int, default=0, help="timings of each side (default: the benchmark's own)")
     return found
 
 

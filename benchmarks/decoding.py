@@ -42,7 +42,7 @@ def rates(
 
 def main() -> None:
     """Print the comparison."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__.splitlines()[0], paired=False)
     arguments.add_argument("--model", type=Path, default=Path("data/train/model"))
     arguments.add_argument("--shards", type=Path, default=Path("data/shards"))
     arguments.add_argument("--split", default="val")

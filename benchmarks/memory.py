@@ -72,7 +72,7 @@ def size_of(path: Path) -> int:
 
 def main() -> None:
     """Print both peaks and their ratio."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__.splitlines()[0], paired=False)
     arguments.add_argument("--utterances", type=int, default=0, help="of the smaller run (300 small, else 1000)")
     options = arguments.parse_args()
     few = options.utterances or (300 if options.small else 1000)

@@ -131,7 +131,7 @@ def run_step(word: str, folder: Path, num_rows: int, rows_per_shard: int) -> Non
 
 def main() -> None:
     """Print the cost of every step."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__.splitlines()[0], paired=False)
     arguments.add_argument("--rows", type=int, default=0, help="default: 20,000 small, else 1,000,000")
     arguments.add_argument("--rows-per-shard", type=int, default=1000)
     arguments.add_argument("--folder", type=Path, default=None, help="a disk with room: 15 GB for a million rows")

@@ -43,7 +43,7 @@ def refuse_missing(name: str) -> None:
     """InputError naming the extra when the tracker is not installed."""
     package = _PACKAGES.get(name)
     if package is not None and importlib.util.find_spec(package) is None:
-        raise InputError(f"train.tracker: {name} is not installed; pip install 'im2speech[{name}]', or use dvclive")
+        raise InputError(f"train.tracker: {name} is not installed; pip install --editable '.[{name}]', or use dvclive")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from pipeline.arithmetic import Precision, arithmetic
 from pipeline.captioner.data import Examples, collate, encode_captions
@@ -82,13 +83,5 @@ def unit_error_rate(units: list[int], references: list[list[int]]) -> float:
 
 
 def edit_distance(first: list[int], second: list[int]) -> int:
-    """Levenshtein distance, one numpy row at a time."""
-    other = np.array(second, dtype=np.int64)
-    places = np.arange(len(second) + 1)
-    row = places.copy()
-    for number, unit in enumerate(first, start=1):
-        steps = np.minimum(row[1:] + 1, row[:-1] + (other != unit))
-        candidates = np.concatenate([[number], steps])
-        # An insertion costs one a place, so the running minimum of (cost - place) carries it along the row.
-        row = np.minimum.accumulate(candidates - places) + places
-    return int(row[-1])
+    """Levenshtein distance."""
+    return int(Levenshtein.distance(first, second))

@@ -138,7 +138,7 @@ def test_a_tracker_that_is_missing_is_named_with_its_extra(shards, tmp_path):
     if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     context = StageContext("train", Settings(1, 1, "cpu", "loky", tmp_path / "scratch", tmp_path / "logs"))
-    with pytest.raises(InputError, match=r"im2speech\[wandb\]"):
+    with pytest.raises(InputError, match=r"--editable '.\[wandb\]'"):
         train.run(train.Params(tracker="wandb"), context, shards=shards, out=tmp_path / "out")
     refuse_missing("dvclive")
 
