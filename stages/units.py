@@ -53,7 +53,6 @@ def run(
     from stages._settings import bound_caches, resolve_device
 
     bound_caches()
-
     loaded = kmeans.Codebook.load(codebook)
     encoder_dir = hubert.BUNDLED if params.encoder == "bundled" else Path(params.encoder)
     encoder = _encoder(params, loaded, encoder_dir, codebook)
