@@ -1,12 +1,14 @@
 """What the benchmarks share: lengths as of speech, a stage's work, pairs of timings, matrix rate, the last line."""
 
 import argparse
+import contextlib
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,6 @@ from pipeline.runner import ShardResult, run_shards
 from stages._settings import bound_caches
 
 _RUNS = itertools.count()
-
-bound_caches()  # as the stage units; for our side and for the peers, which are in this process
 
 VOICES = ("en-us", "en-us+m3", "en-us+klatt4", "en-us+f1")
 
@@ -72,19 +72,32 @@ def write_speech(folder: Path, waveforms: list[npt.NDArray[np.float32]], rows_pe
 
 def run_stage(work: Callable[[str, Path], ShardResult], names: list[str], folder: Path, workers: int) -> list[Path]:
     """Map a stage's work over shards as its stage does, anew each time; the parts, in the order of the names."""
-    run_shards(
-        work,
-        names,
-        folder / "out",
-        scratch_dir=folder / "scratch",
-        fingerprint=f"{next(_RUNS):016x}",
-        num_workers=workers,
-        num_threads=1,
-        label="ours",
-        max_reject_fraction=0,
-        num_items=1,
-    )
+    with _stage_environment():
+        run_shards(
+            work,
+            names,
+            folder / "out",
+            scratch_dir=folder / "scratch",
+            fingerprint=f"{next(_RUNS):016x}",
+            num_workers=workers,
+            num_threads=1,
+            label="ours",
+            max_reject_fraction=0,
+            num_items=1,
+        )
     return [folder / "out" / f"{name}.npz" for name in names]
+
+
+@contextlib.contextmanager
+def _stage_environment() -> Iterator[None]:
+    """What the stage units sets for its workers; the peers, in this process, keep what torch comes with."""
+    before = dict(os.environ)
+    bound_caches()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def pairs(
