@@ -69,7 +69,7 @@ def main() -> None:
     options = arguments.parse_args()
     device, cores = options.device, len(os.sched_getaffinity(0))
     size = "small" if options.small else "base"
-    num_images = (8 if options.small else 64) if device == "cpu" else (500 if options.small else 5000)
+    num_images = (8 if options.small else 16) if device == "cpu" else (500 if options.small else 5000)
     results: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
