@@ -45,10 +45,10 @@ def run(
     """
     import torch
 
-    from pipeline.files import fingerprint, sha256_file, write_json
+    from pipeline.files import write_json
     from pipeline.manifest import count_items
-    from pipeline.runner import Rate, code_fingerprint, run_shards
-    from pipeline.speech import hubert, hubert_cpu, kmeans, units
+    from pipeline.runner import Rate, run_shards
+    from pipeline.speech import hubert, kmeans, units
     from pipeline.tokens.join import choose_shards
     from stages._settings import bound_caches, resolve_device
 
@@ -74,21 +74,13 @@ def run(
         chunking=params.chunking,
         limits=limits,
     )
-    decides = {
-        "params": params.model_dump(),
-        "limits": limits,
-        "codebook": loaded.fingerprint,
-        "encoder": encoder.fingerprint,
-        "rows": [sha256_file(manifests / f"{name}.jsonl") for name in names],
-        "code": code_fingerprint([hubert, hubert_cpu, kmeans, units]),
-    }
     torch.set_num_threads(1)  # as in every worker: the number of threads can move the last bit of a feature
     report = run_shards(
         partial(units.units_of_shard, source),
         names,
         out,
         scratch_dir=context.settings.scratch_dir,
-        fingerprint=fingerprint(decides),
+        fingerprint=_fingerprint(params, limits, loaded, encoder, [manifests / f"{name}.jsonl" for name in names]),
         num_workers=context.settings.num_workers,
         executor=context.settings.executor,
         label="units",
@@ -100,6 +92,26 @@ def run(
     )
     context.log(event="units", num_computed=report.num_computed, **report.counts)
     print(f"units: {sum(s.counts['units'] for s in report.shards.values())} units -> {out}")
+
+
+def _fingerprint(
+    params: Params, limits: dict[str, int], codebook: "Codebook", encoder: "SpeechEncoder", row_paths: list[Path]
+) -> str:
+    """Names the scratch folder by all that decides the units."""
+    from pipeline import arithmetic
+    from pipeline.files import fingerprint, sha256_file
+    from pipeline.runner import code_fingerprint
+    from pipeline.speech import hubert, hubert_cpu, kmeans, units
+
+    decides = {
+        "params": params.model_dump(),
+        "limits": limits,
+        "codebook": codebook.fingerprint,
+        "encoder": encoder.fingerprint,
+        "rows": [sha256_file(path) for path in row_paths],
+        "code": code_fingerprint([arithmetic, hubert, hubert_cpu, kmeans, units]),
+    }
+    return fingerprint(decides)
 
 
 def _encoder(params: Params, codebook: "Codebook", folder: Path, codebook_path: Path) -> "SpeechEncoder":
